@@ -1,0 +1,79 @@
+//! Time as a value: handlers take it from their context, so that tests decide what time it is.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+/// A source of the current time.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// The current time, in milliseconds since the Unix epoch.
+    fn now_ms(&self) -> i64;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+    fn now_ms(&self) -> i64 {
+        Timestamp::now().as_millisecond()
+    }
+}
+
+/// A shared clock.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The moment by which a handler must have answered, on the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(std::time::Instant);
+
+impl Deadline {
+    /// The deadline that lies `budget` ahead of now.
+    #[must_use]
+    pub fn after(budget: Duration) -> Self {
+        Self(std::time::Instant::now() + budget)
+    }
+
+    /// The deadline of a Lambda invocation.
+    ///
+    /// `deadline_ms` is the invocation's deadline and `now_ms` the current time, both in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn at(deadline_ms: u64, now_ms: i64) -> Self {
+        let left = deadline_ms.saturating_sub(u64::try_from(now_ms).unwrap_or(0));
+        Self::after(Duration::from_millis(left))
+    }
+
+    /// The time left; zero once the deadline has passed.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.0.saturating_duration_since(std::time::Instant::now())
+    }
+}
+
+/// Writes milliseconds since the Unix epoch as RFC 3339 in UTC with milliseconds, for example `2026-03-26T10:52:45.565Z`.
+#[must_use]
+pub fn iso(ms: i64) -> String {
+    let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    format!("{time:.3}")
+}
+
+/// Reads an RFC 3339 timestamp as milliseconds since the Unix epoch.
+#[must_use]
+pub fn parse_iso(text: &str) -> Option<i64> {
+    text.parse::<Timestamp>().ok().map(|t| t.as_millisecond())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iso_round_trips_with_milliseconds() {
+        assert_eq!(iso(1_774_522_365_565), "2026-03-26T10:52:45.565Z");
+        assert_eq!(iso(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(parse_iso("2026-03-26T10:52:45.565Z"), Some(1_774_522_365_565));
+        assert_eq!(parse_iso("2030-01-01T12:30:15.250000Z"), Some(1_893_501_015_250));
+        assert_eq!(parse_iso("yesterday"), None);
+    }
+}
