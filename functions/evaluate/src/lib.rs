@@ -1,1 +1,221 @@
-//! evaluate
+//! Judges a finished conversation: extracts what the scenario's evaluations ask for, compares, and writes the verdict and
+//! the results in one transaction.
+
+use std::panic::AssertUnwindSafe;
+
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
+use futures_util::FutureExt;
+use ringback_shared::{
+    batch::{self, Outcome},
+    clock::Deadline,
+    context::{BoxError, Context},
+    conversation::{self, Reply},
+    evaluation::{self, Evaluation, Extractions, Facts, Group, Plan, Transport, Verdict},
+    lifecycle::{Failure, Fault, Item},
+    llm::{ChatRequest, ModelError, Purpose},
+    models::{evaluation::LatencyExpectation, simulation::CreateScenario},
+    queue::Message,
+    store::{StoreError, TransitionError},
+};
+
+/// How much longer than one model call a worker's claim holds, in milliseconds.
+const LEASE_MARGIN_MS: i64 = 15_000;
+
+/// Handles one batch of messages; see [`batch::process`].
+///
+/// # Errors
+/// When the batch as a whole cannot be handled.
+pub async fn handle(
+    ctx: &Context,
+    event: SqsEvent,
+    deadline: Deadline,
+) -> Result<SqsBatchResponse, BoxError> {
+    batch::process(ctx, "evaluations", event, deadline, |message, _| {
+        work(ctx, message)
+    })
+    .await
+}
+
+/// Why there is no verdict.
+#[derive(Debug)]
+enum Stop {
+    /// The store failed: the claim runs out and somebody goes on.
+    Store(StoreError),
+    /// The judging failed.
+    Failed { failure: Failure, transient: bool },
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+async fn work(ctx: &Context, message: Message) -> Outcome {
+    let owner = ctx.owner();
+    let now = ctx.clock.now_ms();
+    let lease_ms =
+        i64::try_from(ctx.config.models.timeout.as_millis()).unwrap_or(i64::MAX / 4) + LEASE_MARGIN_MS;
+    let item = match ctx
+        .store
+        .transition(message.item, |item| item.claim_evaluation(&owner, lease_ms, now))
+        .await
+    {
+        Ok(item) => item,
+        Err(TransitionError::Refused { .. }) => return Outcome::Drop("nothing to judge now"),
+        Err(TransitionError::Store(error)) if error.is_duplicate() => {
+            return Outcome::Drop("the item does not exist");
+        }
+        Err(TransitionError::Store(error)) => return Outcome::Retry(error.to_string()),
+    };
+    let judged = AssertUnwindSafe(judge(ctx, &item))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| {
+            let failure = Failure::new(
+                "Ringback failed to judge this conversation; see its log",
+                Some(Fault::Ringback),
+            );
+            Err(Stop::Failed {
+                failure,
+                transient: true,
+            })
+        });
+    let now = ctx.clock.now_ms();
+    let written = match judged {
+        Ok(verdict) => {
+            let failure = (!verdict.results.passed).then(|| {
+                Failure::new(
+                    &format!("required evaluations failed: {}", verdict.failed().join(", ")),
+                    None,
+                )
+            });
+            let decided = || failure.clone().map_or(Ok(()), Err);
+            match serde_json::to_string(&verdict) {
+                Ok(result) => {
+                    ctx.store
+                        .conclude(item, |item| item.decide(&owner, decided(), now), &result)
+                        .await
+                }
+                Err(error) => return Outcome::Quarantine(error.to_string()),
+            }
+        }
+        Err(Stop::Failed { failure, transient }) => {
+            tracing::warn!(run = %item.run, index = item.index, transient, reason = failure.reason, "not judged");
+            ctx.store
+                .transition(item, |item| match transient {
+                    true => item.retry(&owner, &failure, false, now),
+                    false => item.fail(&owner, &failure, now),
+                })
+                .await
+        }
+        Err(Stop::Store(error)) => return Outcome::Retry(error.to_string()),
+    };
+    match written {
+        Ok(_) => Outcome::Done,
+        Err(TransitionError::Refused { .. }) => Outcome::Drop("the item is no longer this worker's"),
+        Err(TransitionError::Store(error)) => Outcome::Retry(error.to_string()),
+    }
+}
+
+/// Brings the conversation and the evaluations together and asks for what only a model can extract.
+async fn judge(ctx: &Context, item: &Item) -> Result<Verdict, Stop> {
+    let corrupt = |error: serde_json::Error| StoreError::Corrupt(error.to_string());
+    let (briefing, detail) = tokio::try_join!(
+        ctx.briefing(item.run, item.simulation),
+        ctx.store.item_detail(item.id())
+    )?;
+    let replies: Vec<Reply> = detail
+        .turns
+        .iter()
+        .map(|turn| serde_json::from_str(turn))
+        .collect::<Result<_, _>>()
+        .map_err(corrupt)?;
+    let (messages, transcript) = (
+        conversation::messages(&replies),
+        conversation::transcript(&replies),
+    );
+    let facts = Facts {
+        messages: &messages,
+        transcript: &transcript,
+        ended_reason: item.ended().map(|ended| ended.reason.as_str()),
+        started_ms: item.started_at(),
+        ended_ms: item.ended().map(|ended| ended.at),
+        transport: Transport::Chat,
+    };
+    let snapshot = &briefing.snapshot;
+    let scenario: CreateScenario = serde_json::from_value(snapshot.scenario.clone()).map_err(corrupt)?;
+    let expectations: Vec<LatencyExpectation> = scenario.latency_expectations.unwrap_or_default();
+    let mut evaluations = Vec::with_capacity(scenario.evaluations.len());
+    for plan_item in scenario.evaluations {
+        let named = plan_item
+            .structured_output_id
+            .as_deref()
+            .and_then(|id| snapshot.outputs.get(id));
+        let output = named
+            .map(|output| serde_json::from_value(output.clone()))
+            .transpose()
+            .map_err(corrupt)?;
+        evaluations.push(Evaluation {
+            item: plan_item,
+            output,
+        });
+    }
+    let plan = Plan::new(&evaluations, &expectations, &facts);
+    let mut extractions = Extractions::new();
+    for kept in &detail.extracts {
+        extractions.extend(serde_json::from_str::<Extractions>(kept).map_err(corrupt)?);
+    }
+    // One request needs no keeping: the verdict comes right after it.
+    let keep = plan.groups().len() > 1;
+    let kept = extractions.clone();
+    for group in plan.open_groups(&kept) {
+        let found = extract(ctx, group).await?;
+        if keep {
+            let n = u32::try_from(group.outputs.first().copied().unwrap_or_default()).unwrap_or(u32::MAX);
+            let json = serde_json::to_string(&found).map_err(corrupt)?;
+            match ctx.store.keep_extraction(item.id(), n, &json).await {
+                Err(error) if !error.is_duplicate() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        extractions.extend(found);
+    }
+    Ok(plan.verdict(&extractions, &[]))
+}
+
+/// Asks a model for the values of a group of outputs.
+async fn extract(ctx: &Context, group: &Group) -> Result<Extractions, Stop> {
+    let failed = |error: ModelError| {
+        let fault = if matches!(error, ModelError::NotConfigured { .. }) {
+            Fault::Ringback
+        } else {
+            Fault::Provider
+        };
+        Stop::Failed {
+            failure: Failure::new(&format!("the evaluation's model failed: {error}"), Some(fault)),
+            transient: error.is_transient(),
+        }
+    };
+    let (endpoint, model) = ctx
+        .config
+        .models
+        .resolve(&group.model, Purpose::Judge)
+        .map_err(failed)?;
+    let ask = |request: ChatRequest| {
+        let (endpoint, model) = (&endpoint, model.clone());
+        async move { ctx.models.chat(endpoint, &ChatRequest { model, ..request }).await }
+    };
+    let reply = match ask(group.request.clone()).await {
+        // Some servers know no JSON schemas; the prompt asks for the same JSON.
+        Err(ModelError::Status {
+            status: 400 | 422, ..
+        }) => ask(group.without_format()).await,
+        answer => answer,
+    };
+    let reply = reply.map_err(failed)?;
+    Ok(evaluation::read(
+        group,
+        reply.content.as_deref().unwrap_or_default(),
+    ))
+}

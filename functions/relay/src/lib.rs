@@ -1,1 +1,154 @@
-//! relay
+//! Follows the table's stream: puts what an item is owed on its queue, expands and cancels runs, and recounts them.
+//!
+//! It is only the fast path. What it misses is owed all the same, and `sweep` finds it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_lambda_events::{
+    dynamodb::{Event, EventRecord},
+    streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
+};
+use ringback_shared::{
+    clock::Deadline,
+    context::{BoxError, Context},
+    lifecycle::Item,
+    progress,
+    store::{PARTITION, RunHead, RunOwed, StoreError, head_from_image, item_from_image},
+};
+use uuid::Uuid;
+
+/// What a batch of records calls for.
+#[derive(Debug, Default)]
+struct Work {
+    /// Items whose next step waits for a worker.
+    send: Vec<Item>,
+    /// Partitions (org, run, partition) in which an item changed its state.
+    recount: BTreeSet<(Uuid, Uuid, u32)>,
+    /// Runs to which something is owed, by id.
+    runs: BTreeMap<Uuid, RunHead>,
+}
+
+/// Handles one batch of stream records.
+///
+/// Everything that it does may be done twice, so a batch that fails is handled again as a whole; the stream's mapping
+/// bisects it and sets aside a record that never succeeds. A record that cannot be read is logged and passed over: what
+/// it owes is in its row.
+///
+/// # Errors
+/// When the table or a queue cannot be reached.
+pub async fn handle(
+    ctx: &Context,
+    event: Event,
+    deadline: Deadline,
+) -> Result<DynamoDbEventResponse, BoxError> {
+    let first = event
+        .records
+        .first()
+        .and_then(|record| record.change.sequence_number.clone());
+    let mut work = Work::default();
+    for record in event.records {
+        let id = record.event_id.clone();
+        if let Err(error) = work.add(record) {
+            tracing::error!(record = id, %error, "passed over a record that cannot be read");
+        }
+    }
+    let mut response = DynamoDbEventResponse::default();
+    if let Err(error) = work.perform(ctx, deadline).await {
+        tracing::warn!(%error, "the batch is to be handled again");
+        let mut failure = DynamoDbBatchItemFailure::default();
+        failure.item_identifier = first;
+        response.batch_item_failures = vec![failure];
+    }
+    Ok(response)
+}
+
+impl Work {
+    fn add(&mut self, record: EventRecord) -> Result<(), StoreError> {
+        let change = record.change;
+        if change.new_image.is_empty() {
+            return Ok(());
+        }
+        let sk = match change.keys.get("sk") {
+            Some(serde_dynamo::AttributeValue::S(sk)) => sk.as_str(),
+            _ => return Ok(()),
+        };
+        let pk = match change.keys.get("pk") {
+            Some(serde_dynamo::AttributeValue::S(pk)) => pk.as_str(),
+            _ => return Ok(()),
+        };
+        if sk.starts_with("ITEM#") {
+            let before = if change.old_image.is_empty() {
+                None
+            } else {
+                Some(item_from_image(change.old_image)?)
+            };
+            self.add_item(before.as_ref(), item_from_image(change.new_image)?);
+        } else if pk.starts_with("ORG#") && pk.ends_with("#run") {
+            let head = head_from_image(change.new_image)?;
+            if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) {
+                self.runs.insert(head.id, head);
+            } else {
+                self.runs.remove(&head.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_item(&mut self, before: Option<&Item>, item: Item) {
+        if before.map(|before| before.state.shown()) != Some(item.state.shown()) {
+            self.recount.insert((item.org, item.run, item.index / PARTITION));
+        }
+        // A step waits for its first worker once: when it became owed, or when a worker gave the item back.
+        let waited = before.and_then(Item::waiting);
+        if item.waiting().is_some() && item.waiting() != waited {
+            self.send.push(item);
+        }
+    }
+
+    async fn perform(self, ctx: &Context, deadline: Deadline) -> Result<(), BoxError> {
+        ctx.queues.send(&self.send, ctx.clock.now_ms()).await?;
+        for (org, run, partition) in self.recount {
+            progress::recount(ctx, org, run, partition).await?;
+        }
+        for head in self.runs.into_values() {
+            progress::advance(ctx, head, deadline).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(before: Option<&Item>, after: &Item) -> (bool, bool) {
+        let mut work = Work::default();
+        work.add_item(before, after.clone());
+        (!work.send.is_empty(), !work.recount.is_empty())
+    }
+
+    #[test]
+    fn a_step_is_sent_once_when_it_begins_to_wait() {
+        let now = 1_700_000_000_000;
+        let fresh = Item::admitted(Uuid::nil(), Uuid::nil(), 3, 1, now);
+        assert_eq!(sent(None, &fresh), (true, true));
+        let held = fresh.claim("a", 1000, now).unwrap();
+        assert_eq!(sent(Some(&fresh), &held), (false, true));
+        let renewed = held.renew("a", 1000, now).unwrap();
+        assert_eq!(sent(Some(&held), &renewed), (false, false));
+        let yielded = renewed.yield_slice("a", now).unwrap();
+        assert_eq!(sent(Some(&renewed), &yielded), (true, false));
+        let swept = yielded.requeue(true, now).unwrap();
+        assert_eq!(
+            sent(Some(&yielded), &swept),
+            (false, false),
+            "sweep sends what it requeues itself"
+        );
+        let dead = held.requeue(true, now).unwrap();
+        assert_eq!(sent(Some(&held), &dead), (false, false));
+        let ended = held.end_conversation("a", "x", now).unwrap();
+        assert_eq!(sent(Some(&held), &ended), (true, true));
+        let canceled = ended.cancel(now).unwrap();
+        assert_eq!(sent(Some(&ended), &canceled), (false, true));
+    }
+}

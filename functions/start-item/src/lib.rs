@@ -1,1 +1,308 @@
-//! start-item
+//! Holds (a slice of) an item's conversation: tester and target talk through the model client, and every reply is kept
+//! before the next one is asked for.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
+use futures_util::FutureExt;
+use ringback_shared::{
+    batch::{self, Outcome},
+    clock::Deadline,
+    context::{BoxError, Context},
+    conversation::{Conversation, Next, Reply, Speaker},
+    lifecycle::{Failure, Fault, Item},
+    llm::{ChatReply, ChatRequest, ModelError},
+    queue::Message,
+    store::{StoreError, TransitionError},
+};
+use serde_json::Value;
+
+/// How much longer than one model call a worker's claim holds, in milliseconds: for the reply to be written.
+const LEASE_MARGIN_MS: i64 = 15_000;
+/// What must be left of a claim beyond the longest model call when one begins, in milliseconds.
+const RENEWAL_MARGIN_MS: i64 = 5_000;
+/// How often a worker looks whether its item was canceled.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+/// Handles one batch of messages; see [`batch::process`].
+///
+/// # Errors
+/// When the batch as a whole cannot be handled.
+pub async fn handle(
+    ctx: &Context,
+    event: SqsEvent,
+    deadline: Deadline,
+) -> Result<SqsBatchResponse, BoxError> {
+    batch::process(ctx, "run-items", event, deadline, |message, deadline| {
+        work(ctx, message, deadline)
+    })
+    .await
+}
+
+/// Why a worker stops before the conversation is over.
+#[derive(Debug)]
+enum Stop {
+    /// The item is no longer this worker's: canceled, or taken over.
+    Lost,
+    /// The store failed: the claim runs out and somebody goes on.
+    Store(StoreError),
+    /// A side of the conversation failed.
+    Failed { failure: Failure, transient: bool },
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        if error.is_duplicate() {
+            Self::Lost
+        } else {
+            Self::Store(error)
+        }
+    }
+}
+
+impl From<TransitionError> for Stop {
+    fn from(error: TransitionError) -> Self {
+        match error {
+            TransitionError::Refused { .. } => Self::Lost,
+            TransitionError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// How a slice ended.
+enum Slice {
+    /// The conversation is over, for this reason.
+    Over(String),
+    /// The slice's time is over.
+    Unfinished,
+}
+
+async fn work(ctx: &Context, message: Message, deadline: Deadline) -> Outcome {
+    let owner = ctx.owner();
+    let lease_ms =
+        i64::try_from(ctx.config.models.timeout.as_millis()).unwrap_or(i64::MAX / 4) + LEASE_MARGIN_MS;
+    let resumed = AtomicBool::new(false);
+    let now = ctx.clock.now_ms();
+    let claimed = ctx
+        .store
+        .transition(message.item, |item| {
+            resumed.store(item.started_at().is_some(), Ordering::Relaxed);
+            item.claim(&owner, lease_ms, now)
+        })
+        .await;
+    let item = match claimed {
+        Ok(item) => item,
+        Err(TransitionError::Refused { .. }) => return Outcome::Drop("nothing to do for this item now"),
+        Err(TransitionError::Store(error)) if error.is_duplicate() => {
+            return Outcome::Drop("the item does not exist");
+        }
+        Err(TransitionError::Store(error)) => return Outcome::Retry(error.to_string()),
+    };
+    let mut worker = Worker {
+        ctx,
+        owner,
+        lease_ms,
+        item,
+        looked: Instant::now(),
+        slice: Deadline::after(ctx.config.slice),
+        progressed: false,
+    };
+    // A panic costs the item an attempt and nobody else anything.
+    let talked = AssertUnwindSafe(worker.converse(resumed.load(Ordering::Relaxed), deadline))
+        .catch_unwind()
+        .await;
+    let talked = talked.unwrap_or_else(|_| {
+        let failure = Failure::new(
+            "Ringback failed on this conversation; see its log",
+            Some(Fault::Ringback),
+        );
+        Err(Stop::Failed {
+            failure,
+            transient: true,
+        })
+    });
+    worker.hand_over(talked).await
+}
+
+/// A model that nobody configured is nobody's fault but the configuration's.
+fn fault(error: &ModelError, side: Fault) -> Fault {
+    if matches!(error, ModelError::NotConfigured { .. }) {
+        Fault::Ringback
+    } else {
+        side
+    }
+}
+
+/// A worker with its claim on an item.
+struct Worker<'a> {
+    ctx: &'a Context,
+    owner: String,
+    lease_ms: i64,
+    item: Item,
+    looked: Instant,
+    slice: Deadline,
+    progressed: bool,
+}
+
+impl Worker<'_> {
+    async fn converse(&mut self, resumed: bool, deadline: Deadline) -> Result<Slice, Stop> {
+        let briefing = self.ctx.briefing(self.item.run, self.item.simulation).await?;
+        let replies = if resumed {
+            self.replies().await?
+        } else {
+            Vec::new()
+        };
+        let mut talk = Conversation::new(briefing.plan(self.ctx.config.limits), replies);
+        loop {
+            let now = self.ctx.clock.now_ms();
+            let reply = match talk.next(now) {
+                Next::End(reason) => return Ok(Slice::Over(reason.to_string())),
+                Next::Say { .. } | Next::Call { .. } if self.slice_is_over(deadline) => {
+                    return Ok(Slice::Unfinished);
+                }
+                Next::Say { speaker, text } => talk.say(speaker, text, now),
+                Next::Call {
+                    speaker,
+                    request,
+                    model,
+                } => {
+                    let answer = self.ask(speaker, request, &model).await?;
+                    talk.accept(answer, now, self.ctx.clock.now_ms())
+                }
+            };
+            self.keep(&reply).await?;
+            talk.push(reply);
+        }
+    }
+
+    /// A call must fit into what is left of the invocation.
+    fn slice_is_over(&self, deadline: Deadline) -> bool {
+        self.slice.left().is_zero() || deadline.left() < self.ctx.config.models.timeout
+    }
+
+    async fn replies(&self) -> Result<Vec<Reply>, Stop> {
+        let detail = self.ctx.store.item_detail(self.item.id()).await?;
+        let read = |turn: &String| {
+            serde_json::from_str(turn).map_err(|error| StoreError::Corrupt(error.to_string()))
+        };
+        Ok(detail.turns.iter().map(read).collect::<Result<_, _>>()?)
+    }
+
+    async fn keep(&mut self, reply: &Reply) -> Result<(), Stop> {
+        let json = serde_json::to_string(reply).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        self.ctx.store.append_turn(self.item.id(), reply.n, &json).await?;
+        self.progressed = true;
+        Ok(())
+    }
+
+    /// Asks a side's model for its next reply. Meanwhile the worker keeps its claim and looks whether the item was
+    /// canceled: then it waits no longer.
+    async fn ask(
+        &mut self,
+        speaker: Speaker,
+        request: ChatRequest,
+        model: &Value,
+    ) -> Result<ChatReply, Stop> {
+        let side = match speaker {
+            Speaker::Tester => ("tester", Fault::Tester),
+            Speaker::Target => ("target", Fault::Target),
+        };
+        let failed = |error: ModelError| Stop::Failed {
+            failure: Failure::new(
+                &format!("the {}'s model failed: {error}", side.0),
+                Some(fault(&error, side.1)),
+            ),
+            transient: error.is_transient(),
+        };
+        let (endpoint, name) = self
+            .ctx
+            .config
+            .models
+            .resolve(model, speaker.purpose())
+            .map_err(failed)?;
+        let request = ChatRequest {
+            model: name,
+            ..request
+        };
+        self.stay().await?;
+        let models = self.ctx.models.clone();
+        let call = models.chat(&endpoint, &request);
+        tokio::pin!(call);
+        loop {
+            tokio::select! {
+                answer = &mut call => return answer.map_err(failed),
+                () = tokio::time::sleep(LOOK_EVERY) => self.stay().await?,
+            }
+        }
+    }
+
+    /// Makes sure that the claim holds for another call, at the price of nothing while it is fresh.
+    async fn stay(&mut self) -> Result<(), Stop> {
+        let now = self.ctx.clock.now_ms();
+        let until = self.item.lease.as_ref().map_or(0, |lease| lease.until);
+        if until - now < self.lease_ms - LEASE_MARGIN_MS + RENEWAL_MARGIN_MS {
+            let (owner, lease_ms) = (self.owner.clone(), self.lease_ms);
+            self.item = self
+                .ctx
+                .store
+                .transition(self.item.clone(), |item| item.renew(&owner, lease_ms, now))
+                .await?;
+            self.looked = Instant::now();
+        } else if self.looked.elapsed() >= LOOK_EVERY {
+            let at = ringback_shared::store::ItemKey {
+                run: self.item.run,
+                index: self.item.index,
+            };
+            let present = self.ctx.store.item(at).await?.ok_or(Stop::Lost)?;
+            if present
+                .lease
+                .as_ref()
+                .is_none_or(|lease| lease.owner != self.owner)
+            {
+                return Err(Stop::Lost);
+            }
+            self.item = present;
+            self.looked = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Writes how the slice ended, and with it what the item is owed now.
+    async fn hand_over(self, talked: Result<Slice, Stop>) -> Outcome {
+        let (owner, now, progressed) = (&self.owner, self.ctx.clock.now_ms(), self.progressed);
+        let store = &self.ctx.store;
+        let (run, index) = (self.item.run, self.item.index);
+        let written = match talked {
+            Ok(Slice::Over(reason)) => {
+                store
+                    .transition(self.item, |item| item.end_conversation(owner, &reason, now))
+                    .await
+            }
+            Ok(Slice::Unfinished) => {
+                store
+                    .transition(self.item, |item| item.yield_slice(owner, now))
+                    .await
+            }
+            Err(Stop::Failed { failure, transient }) => {
+                tracing::warn!(%run, index, transient, reason = failure.reason, "the conversation broke off");
+                store
+                    .transition(self.item, |item| match transient {
+                        true => item.retry(owner, &failure, progressed, now),
+                        false => item.fail(owner, &failure, now),
+                    })
+                    .await
+            }
+            Err(Stop::Lost) => return Outcome::Drop("the item is no longer this worker's"),
+            Err(Stop::Store(error)) => return Outcome::Retry(error.to_string()),
+        };
+        match written {
+            Ok(_) => Outcome::Done,
+            Err(TransitionError::Refused { .. }) => Outcome::Drop("the item is no longer this worker's"),
+            Err(TransitionError::Store(error)) => Outcome::Retry(error.to_string()),
+        }
+    }
+}

@@ -15,7 +15,10 @@ pub fn integer<'de, D: Deserializer<'de>>(input: D) -> Result<i64, D::Error> {
 /// # Errors
 /// As [`integer`].
 pub fn optional_integer<'de, D: Deserializer<'de>>(input: D) -> Result<Option<i64>, D::Error> {
-    Option::<serde_json::Number>::deserialize(input)?.as_ref().map(from_number).transpose()
+    Option::<serde_json::Number>::deserialize(input)?
+        .as_ref()
+        .map(from_number)
+        .transpose()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked first")]
@@ -47,7 +50,6 @@ where
 /// # Errors
 /// As the serializer.
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked first")]
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 pub fn number<S: Serializer>(value: &f64, output: S) -> Result<S::Ok, S::Error> {
     if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
         output.serialize_i64(*value as i64)

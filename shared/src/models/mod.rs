@@ -3,7 +3,14 @@
 //! Every struct keeps the fields it does not know in `extra`, so that what a client stored comes back unchanged. Input is
 //! read leniently (see [`lenient`]) and then checked by [`Validate`], which names every fault with its path.
 
+pub mod assistant;
+pub mod eval;
+pub mod evaluation;
+mod kinds;
 pub mod lenient;
+pub mod page;
+pub mod run;
+pub mod simulation;
 mod validate;
 
 pub use validate::{Invalid, Validate, check, parse};

@@ -38,11 +38,19 @@ pub fn parse<T: DeserializeOwned + Validate>(value: Value) -> Result<T, Invalid>
     let parsed: T = serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner().to_string();
-        Invalid(vec![if path == "." || path == "?" { inner } else { format!("{path}: {inner}") }])
+        Invalid(vec![if path == "." || path == "?" {
+            inner
+        } else {
+            format!("{path}: {inner}")
+        }])
     })?;
     let mut faults = Vec::new();
     parsed.validate("", &mut faults);
-    if faults.is_empty() { Ok(parsed) } else { Err(Invalid(faults)) }
+    if faults.is_empty() {
+        Ok(parsed)
+    } else {
+        Err(Invalid(faults))
+    }
 }
 
 /// The checks that models share.
@@ -50,7 +58,11 @@ pub mod check {
     /// The path of `field` under `path`.
     #[must_use]
     pub fn join(path: &str, field: &str) -> String {
-        if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+        if path.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{path}.{field}")
+        }
     }
 
     /// A text's length in characters must be within `min..=max`.
@@ -78,7 +90,8 @@ pub mod check {
         length(path, field, text, 0, 255, faults);
         let segment = |s: &str| {
             s.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && s.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+                && s.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
         };
         if text.split('/').count() > 3 || !text.split('/').all(segment) {
             faults.push(format!(

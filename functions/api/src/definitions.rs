@@ -1,0 +1,225 @@
+//! Personalities, scenarios, simulations, assistants and structured outputs: create, read, list, change, delete.
+
+use ringback_shared::{
+    clock::iso,
+    context::Context,
+    ids,
+    models::{
+        Object, Validate,
+        assistant::CreateAssistant,
+        evaluation::{CreateStructuredOutput, UpdateStructuredOutput},
+        parse,
+        simulation::{
+            CreatePersonality, CreateScenario, CreateSimulation, UpdatePersonality, UpdateScenario,
+            UpdateSimulation,
+        },
+    },
+    store::{Definition, Kind, ListQuery},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    http::{ApiError, Request, Response},
+    lists::ListRequest,
+};
+
+/// What a kind of definition is called.
+pub(crate) fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Personality => "Personality",
+        Kind::Scenario => "Scenario",
+        Kind::Simulation => "Simulation",
+        Kind::Assistant => "Assistant",
+        Kind::StructuredOutput => "Structured output",
+    }
+}
+
+fn checked<T: DeserializeOwned + Validate + Serialize>(body: Value) -> Result<Object, ApiError> {
+    let parsed: T = parse(body)?;
+    match serde_json::to_value(parsed).map_err(|error| ApiError::internal(&error))? {
+        Value::Object(object) => Ok(object),
+        _ => Err(ApiError::bad_request("the body must be a JSON object")),
+    }
+}
+
+fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
+    match kind {
+        Kind::Personality => checked::<CreatePersonality>(body),
+        Kind::Scenario => checked::<CreateScenario>(body),
+        Kind::Simulation => checked::<CreateSimulation>(body),
+        Kind::Assistant => checked::<CreateAssistant>(body),
+        Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
+    }
+}
+
+fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
+    match kind {
+        Kind::Personality => checked::<UpdatePersonality>(body),
+        Kind::Scenario => checked::<UpdateScenario>(body),
+        Kind::Simulation => checked::<UpdateSimulation>(body),
+        Kind::Assistant => checked::<CreateAssistant>(body),
+        Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
+    }
+}
+
+/// The fields that Ringback sets: a client's values for them are passed over.
+const OWN: [&str; 4] = ["id", "orgId", "createdAt", "updatedAt"];
+
+fn without_own(body: Value) -> Value {
+    match body {
+        Value::Object(mut object) => {
+            object.retain(|name, _| !OWN.contains(&name.as_str()));
+            Value::Object(object)
+        }
+        other => other,
+    }
+}
+
+/// Serves `/{kind}` and `/{kind}/{id}`.
+pub(crate) async fn serve(
+    ctx: &Context,
+    org: Uuid,
+    kind: Kind,
+    id: Option<&str>,
+    request: &Request,
+) -> Result<Response, ApiError> {
+    match (request.method.as_str(), id) {
+        ("POST", None) => create(ctx, org, kind, request.json()?).await,
+        ("GET", None) => list(ctx, org, kind, request).await,
+        ("GET", Some(id)) => Response::ok(found(ctx, org, kind, id).await?.body),
+        ("PATCH", Some(id)) => update(ctx, org, kind, id, request.json()?).await,
+        ("DELETE", Some(id)) => delete(ctx, org, kind, id).await,
+        _ => Err(crate::method_not_allowed(request)),
+    }
+}
+
+/// Reads the definition that a client names.
+pub(crate) async fn found(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Definition, ApiError> {
+    let missing = || ApiError::not_found(title(kind), id);
+    let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+    ctx.store.definition(org, kind, uuid).await?.ok_or_else(missing)
+}
+
+async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Response, ApiError> {
+    let fields = check_new(kind, without_own(body))?;
+    check_references(ctx, org, kind, &fields).await?;
+    let now = ctx.clock.now_ms();
+    let id = ids::new_id(now);
+    let mut stored = Object::new();
+    stored.insert("id".into(), json!(id));
+    stored.insert("orgId".into(), json!(org));
+    stored.insert("createdAt".into(), json!(iso(now)));
+    stored.insert("updatedAt".into(), json!(iso(now)));
+    stored.extend(fields);
+    let stored = Value::Object(stored);
+    ctx.store.create_definition(org, kind, id, stored.clone()).await?;
+    Response::created(stored)
+}
+
+async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> Result<Response, ApiError> {
+    let read = found(ctx, org, kind, id).await?;
+    let changes = check_change(kind, without_own(body))?;
+    let mut changed = read.body.as_object().cloned().unwrap_or_default();
+    for (name, value) in changes {
+        if value.is_null() {
+            changed.remove(&name);
+        } else {
+            changed.insert(name, value);
+        }
+    }
+    // The whole must be right, not only the change.
+    let fields = check_new(kind, without_own(Value::Object(changed.clone())))?;
+    check_references(ctx, org, kind, &fields).await?;
+    changed.insert("updatedAt".into(), json!(iso(ctx.clock.now_ms())));
+    let changed = Value::Object(changed);
+    ctx.store
+        .update_definition(org, kind, &read, changed.clone())
+        .await?;
+    Response::ok(changed)
+}
+
+/// What a definition names must exist.
+async fn check_references(ctx: &Context, org: Uuid, kind: Kind, fields: &Object) -> Result<(), ApiError> {
+    if kind == Kind::Simulation {
+        for (field, kind) in [
+            ("scenarioId", Kind::Scenario),
+            ("personalityId", Kind::Personality),
+        ] {
+            found(
+                ctx,
+                org,
+                kind,
+                fields.get(field).and_then(Value::as_str).unwrap_or_default(),
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {
+    let read = found(ctx, org, kind, id).await?;
+    let field = match kind {
+        Kind::Scenario => Some(("scenarioId", "scenario_in_use")),
+        Kind::Personality => Some(("personalityId", "personality_in_use")),
+        _ => None,
+    };
+    if let Some((field, code)) = field
+        && let Some(user) = simulation_with(ctx, org, field, id).await?
+    {
+        let message = format!(
+            "{} {id} is used by simulation {user}; delete or change that first",
+            title(kind)
+        );
+        return Ok(Response::conflict(code, &message));
+    }
+    ctx.store.delete_definition(org, kind, read.id).await?;
+    Response::ok(read.body)
+}
+
+/// A simulation whose `field` is `id`.
+async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: &str) -> Result<Option<Uuid>, ApiError> {
+    let mut query = ListQuery {
+        ids: Uuid::nil()..=Uuid::max(),
+        newest_first: true,
+        after: None,
+        limit: 500,
+    };
+    loop {
+        let listed = ctx.store.list_definitions(org, Kind::Simulation, &query).await?;
+        let user = listed
+            .entries
+            .iter()
+            .find(|simulation| simulation.body.get(field).and_then(Value::as_str) == Some(id));
+        if let Some(user) = user {
+            return Ok(Some(user.id));
+        }
+        match listed.entries.last() {
+            Some(last) if listed.more => query.after = Some(last.id),
+            _ => return Ok(None),
+        }
+    }
+}
+
+async fn list(ctx: &Context, org: Uuid, kind: Kind, request: &Request) -> Result<Response, ApiError> {
+    let wanted = ListRequest::parse(&request.query)?;
+    let listed = wanted.cut(
+        ctx.store
+            .list_definitions(org, kind, &wanted.store_query())
+            .await?,
+    );
+    let total = ctx.store.count_definitions(org, kind, &wanted.ids).await?;
+    let last = listed.entries.last().map(|definition| definition.id);
+    wanted.answer(
+        listed
+            .entries
+            .into_iter()
+            .map(|definition| definition.body)
+            .collect(),
+        total,
+        listed.more,
+        last,
+    )
+}

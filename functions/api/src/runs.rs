@@ -1,0 +1,530 @@
+//! Runs: create, read, list, cancel.
+
+use std::collections::HashMap;
+
+use ringback_shared::{
+    clock::{Deadline, iso},
+    context::Context,
+    ids,
+    lifecycle::Tally,
+    models::{
+        parse,
+        run::{
+            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationEntry, SimulationRun,
+            SimulationRunEntry, SimulationRunItemCounts, SimulationRunTarget, Transport, TransportProvider,
+        },
+    },
+    progress,
+    store::{Created, Definition, Kind, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot},
+};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::{
+    definitions,
+    http::{ApiError, Request, Response},
+    lists::ListRequest,
+};
+
+/// The most items that one run may have.
+const MAX_ITEMS: usize = 100_000;
+/// How long a request works on a run before it leaves the rest to others.
+const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Creates a run.
+pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
+    let wanted: CreateSimulationRun = parse(request.json()?)?;
+    let iterations = u32::try_from(wanted.iterations)
+        .ok()
+        .filter(|n| (1..=ctx.config.max_iterations).contains(n))
+        .ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "iterations must be between 1 and {}",
+                ctx.config.max_iterations
+            ))
+        })?;
+    let provider = wanted
+        .transport
+        .as_ref()
+        .map_or(TransportProvider::Websocket, |transport| transport.provider);
+    if provider != TransportProvider::Webchat {
+        return Err(ApiError::bad_request(
+            "transport.provider vapi.websocket needs a voice provider and none is configured; use vapi.webchat",
+        ));
+    }
+    let now = ctx.clock.now_ms();
+    let id = ids::new_id(now);
+    let (target, target_id) = resolve_target(ctx, org, &wanted.target).await?;
+    let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, now).await?;
+    if snapshots.len().saturating_mul(iterations as usize) > MAX_ITEMS {
+        return Err(ApiError::bad_request(format!(
+            "a run may have at most {MAX_ITEMS} items"
+        )));
+    }
+    let manifest = Manifest {
+        simulations: json!(wanted.simulations),
+        target: json!(wanted.target),
+        refs,
+    };
+    let idempotency = request.idempotency_key.as_ref().map(|key| {
+        (
+            ids::sha256_hex(format!("run:{key}").as_bytes()),
+            ids::sha256_hex(&request.body),
+        )
+    });
+    let new = NewRun {
+        id,
+        org,
+        iterations,
+        transport: provider.as_str().to_owned(),
+        target_type: "assistant".to_owned(),
+        target_id,
+        manifest,
+        target,
+        snapshots,
+        idempotency,
+    };
+    let (head, manifest) = match ctx.store.create_run(&new, now).await? {
+        Created::New(head) => (*head, new.manifest),
+        Created::Before(run) => {
+            let head = ctx
+                .store
+                .run(org, run)
+                .await?
+                .ok_or_else(|| ApiError::not_found("Run", &run.to_string()))?;
+            (head, ctx.store.manifest(run).await?)
+        }
+        Created::OtherRequest => {
+            return Err(ApiError::new(
+                409,
+                "this Idempotency-Key was used for another request; use a new one",
+            ));
+        }
+    };
+    Response::created(created(ctx, head, &manifest)?)
+}
+
+/// The answer to the request that created a run: the same whenever it is asked for.
+fn created(
+    ctx: &Context,
+    head: RunHead,
+    manifest: &Manifest,
+) -> Result<CreateSimulationRunResponse, ApiError> {
+    let as_created = RunHead {
+        state: RunState::Queued,
+        started_at: None,
+        ended_at: None,
+        canceled_at: None,
+        counts: None,
+        updated_at: head.created_at,
+        ..head
+    };
+    let tally = Tally {
+        total: as_created.total,
+        queued: as_created.total,
+        ..Tally::default()
+    };
+    Ok(CreateSimulationRunResponse {
+        simulation_run_item_ids: (0..as_created.total)
+            .map(|n| ids::item_id(as_created.id, n).to_string())
+            .collect(),
+        message: None,
+        url: format!("{}/eval/simulation/run/{}", ctx.config.public_url, as_created.id),
+        run: view(&as_created, manifest, &tally)?,
+    })
+}
+
+async fn resolve_target(
+    ctx: &Context,
+    org: Uuid,
+    target: &SimulationRunTarget,
+) -> Result<(Value, Option<Uuid>), ApiError> {
+    let SimulationRunTarget::Assistant(target) = target else {
+        return Err(ApiError::bad_request(
+            "target.type squad is not supported yet; use assistant",
+        ));
+    };
+    if let Some(assistant) = &target.assistant {
+        return Ok((json!({ "assistant": assistant }), None));
+    }
+    let id = target.assistant_id.as_deref().unwrap_or_default();
+    let stored = definitions::found(ctx, org, Kind::Assistant, id).await?;
+    Ok((json!({ "assistant": stored.body }), Some(stored.id)))
+}
+
+/// Everything that a run's entries name, read at once.
+#[derive(Default)]
+struct Named(HashMap<(&'static str, Uuid), Value>);
+
+impl Named {
+    async fn load(
+        &mut self,
+        ctx: &Context,
+        org: Uuid,
+        kind: Kind,
+        wanted: impl IntoIterator<Item = &str>,
+    ) -> Result<(), ApiError> {
+        let ids: Vec<Uuid> = wanted
+            .into_iter()
+            .filter_map(|id| Uuid::try_parse(id).ok())
+            .collect();
+        for Definition { id, body, .. } in ctx.store.definitions(org, kind, &ids).await? {
+            self.0.insert((definitions::title(kind), id), body);
+        }
+        Ok(())
+    }
+
+    fn get(&self, kind: Kind, id: &str) -> Result<(Uuid, &Value), ApiError> {
+        let missing = || ApiError::not_found(definitions::title(kind), id);
+        let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+        self.0
+            .get(&(definitions::title(kind), uuid))
+            .map(|body| (uuid, body))
+            .ok_or_else(missing)
+    }
+}
+
+/// One simulation of a run as its entry describes it.
+struct Entry<'a> {
+    simulation: Option<(Uuid, &'a Value)>,
+    scenario: (Option<Uuid>, Value),
+    personality: (Option<Uuid>, Value),
+    name: Option<String>,
+}
+
+async fn resolve_simulations(
+    ctx: &Context,
+    org: Uuid,
+    entries: &[SimulationRunEntry],
+    now: i64,
+) -> Result<(Vec<SimulationRef>, Vec<Snapshot>), ApiError> {
+    let mut wanted: Vec<&SimulationEntry> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match entry {
+            SimulationRunEntry::Simulation(entry) => wanted.push(entry),
+            SimulationRunEntry::SimulationSuite(suite) => {
+                return Err(ApiError::not_found(
+                    "Simulation suite",
+                    suite.suite().unwrap_or_default(),
+                ));
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return Err(ApiError::bad_request("simulations must have at least one entry"));
+    }
+    let mut named = Named::default();
+    named
+        .load(
+            ctx,
+            org,
+            Kind::Simulation,
+            wanted.iter().filter_map(|entry| entry.simulation_id.as_deref()),
+        )
+        .await?;
+    let mut simulations = Vec::with_capacity(wanted.len());
+    for entry in &wanted {
+        simulations.push(
+            entry
+                .simulation_id
+                .as_deref()
+                .map(|id| named.get(Kind::Simulation, id))
+                .transpose()?,
+        );
+    }
+    let of = |field: &'static str| {
+        let stored = simulations
+            .iter()
+            .flatten()
+            .filter_map(move |(_, body)| body.get(field).and_then(Value::as_str));
+        stored.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (scenario_ids, personality_ids) = (of("scenarioId"), of("personalityId"));
+    let mut parts = Named::default();
+    let direct = |id: fn(&SimulationEntry) -> Option<&str>| wanted.iter().filter_map(move |entry| id(entry));
+    let scenarios = scenario_ids
+        .iter()
+        .map(String::as_str)
+        .chain(direct(|e| e.scenario_id.as_deref()));
+    parts.load(ctx, org, Kind::Scenario, scenarios).await?;
+    let personalities = personality_ids
+        .iter()
+        .map(String::as_str)
+        .chain(direct(|e| e.personality_id.as_deref()));
+    parts.load(ctx, org, Kind::Personality, personalities).await?;
+    let mut resolved = Vec::with_capacity(wanted.len());
+    for (entry, simulation) in wanted.iter().zip(simulations) {
+        resolved.push(resolve_entry(entry, simulation, &parts)?);
+    }
+    let mut outputs = Named::default();
+    let output_ids: Vec<String> = resolved
+        .iter()
+        .flat_map(|entry| output_ids(&entry.scenario.1))
+        .collect();
+    outputs
+        .load(
+            ctx,
+            org,
+            Kind::StructuredOutput,
+            output_ids.iter().map(String::as_str),
+        )
+        .await?;
+    let (mut refs, mut snapshots) = (
+        Vec::with_capacity(resolved.len()),
+        Vec::with_capacity(resolved.len()),
+    );
+    for entry in resolved {
+        let (reference, snapshot) = snapshot(entry, &outputs, now)?;
+        refs.push(reference);
+        snapshots.push(snapshot);
+    }
+    Ok((refs, snapshots))
+}
+
+fn resolve_entry<'a>(
+    entry: &SimulationEntry,
+    simulation: Option<(Uuid, &'a Value)>,
+    named: &Named,
+) -> Result<Entry<'a>, ApiError> {
+    let stored = |kind, id: &str| named.get(kind, id).map(|(id, body)| (Some(id), body.clone()));
+    // A simulation's id wins over everything else in the entry.
+    let field = |name: &str| {
+        simulation
+            .and_then(|(_, body)| body.get(name))
+            .and_then(Value::as_str)
+    };
+    let scenario = match (
+        field("scenarioId").or(entry.scenario_id.as_deref()),
+        &entry.scenario,
+    ) {
+        (Some(id), _) => stored(Kind::Scenario, id)?,
+        (None, Some(inline)) => (None, json!(inline)),
+        (None, None) => {
+            return Err(ApiError::bad_request(
+                "each simulation needs a scenarioId or a scenario",
+            ));
+        }
+    };
+    let personality = match (
+        field("personalityId").or(entry.personality_id.as_deref()),
+        &entry.personality,
+    ) {
+        (Some(id), _) => stored(Kind::Personality, id)?,
+        (None, Some(inline)) => (None, json!(inline)),
+        (None, None) => {
+            return Err(ApiError::bad_request(
+                "each simulation needs a personalityId or a personality",
+            ));
+        }
+    };
+    Ok(Entry {
+        simulation,
+        scenario,
+        personality,
+        name: entry.name.clone(),
+    })
+}
+
+/// The ids of the structured outputs that a scenario's evaluations name.
+fn output_ids(scenario: &Value) -> Vec<String> {
+    let evaluations = scenario.get("evaluations").and_then(Value::as_array);
+    evaluations
+        .into_iter()
+        .flatten()
+        .filter_map(|evaluation| {
+            evaluation
+                .get("structuredOutputId")
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        })
+        .collect()
+}
+
+fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRef, Snapshot), ApiError> {
+    let (scenario_id, scenario) = entry.scenario;
+    let (personality_id, personality) = entry.personality;
+    let name_of = |value: &Value| {
+        value
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    if scenario
+        .get("evaluations")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty)
+    {
+        return Err(ApiError::bad_request(format!(
+            "scenario '{}' has no evaluations; add at least one before you run it",
+            name_of(&scenario)
+        )));
+    }
+    let mut kept = Map::new();
+    for id in output_ids(&scenario) {
+        let (_, output) = outputs.get(Kind::StructuredOutput, &id)?;
+        kept.insert(id, output.clone());
+    }
+    let simulation_id = entry.simulation.map_or_else(|| ids::new_id(now), |(id, _)| id);
+    let mut simulation = entry
+        .simulation
+        .and_then(|(_, body)| body.as_object().cloned())
+        .unwrap_or_default();
+    simulation.entry("id").or_insert_with(|| json!(simulation_id));
+    for (field, id) in [("scenarioId", scenario_id), ("personalityId", personality_id)] {
+        if let Some(id) = id {
+            simulation.entry(field).or_insert_with(|| json!(id));
+        }
+    }
+    if simulation.get("name").is_none_or(Value::is_null) {
+        let name = entry
+            .name
+            .unwrap_or_else(|| format!("{} / {}", name_of(&scenario), name_of(&personality)));
+        simulation.insert("name".to_owned(), json!(name));
+    }
+    let reference = SimulationRef {
+        simulation_id,
+        scenario_id,
+        personality_id,
+    };
+    Ok((
+        reference,
+        Snapshot {
+            scenario,
+            personality,
+            simulation: Value::Object(simulation),
+            outputs: kept,
+        },
+    ))
+}
+
+/// Reads the run that a client names.
+pub(crate) async fn found(ctx: &Context, org: Uuid, id: &str) -> Result<RunHead, ApiError> {
+    let missing = || ApiError::not_found("Run", id);
+    let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+    ctx.store.run(org, uuid).await?.ok_or_else(missing)
+}
+
+fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunItemCounts {
+    let mut all: Vec<Uuid> = manifest
+        .refs
+        .iter()
+        .map(|reference| reference.simulation_id)
+        .collect();
+    let mut failed: Vec<Uuid> = tally
+        .failed_simulations
+        .iter()
+        .filter_map(|&n| all.get(n as usize).copied())
+        .collect();
+    for ids in [&mut all, &mut failed] {
+        ids.sort_unstable();
+        ids.dedup();
+    }
+    SimulationRunItemCounts {
+        total: head.total.into(),
+        passed: tally.passed.into(),
+        failed: tally.failed.into(),
+        running: tally.running.into(),
+        queued: tally.queued.into(),
+        canceled: tally.canceled.into(),
+        distinct_simulation_total: i64::try_from(all.len()).ok(),
+        distinct_simulation_failed: i64::try_from(failed.len()).ok(),
+        ..SimulationRunItemCounts::default()
+    }
+}
+
+/// A run as clients see it.
+fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<SimulationRun, ApiError> {
+    let stored = |error: serde_json::Error| ApiError::internal(&error);
+    let provider = serde_json::from_value(json!(head.transport)).map_err(stored)?;
+    Ok(SimulationRun {
+        id: head.id.to_string(),
+        org_id: head.org.to_string(),
+        status: match head.state {
+            RunState::Queued => RunStatus::Queued,
+            RunState::Running => RunStatus::Running,
+            RunState::Ended => RunStatus::Ended,
+        },
+        queued_at: iso(head.created_at),
+        started_at: head.started_at.map(iso),
+        ended_at: head.ended_at.map(iso),
+        ended_reason: head.ended_at.map(|_| {
+            if head.canceled_at.is_some() {
+                "canceled".to_owned()
+            } else {
+                "completed".to_owned()
+            }
+        }),
+        created_at: iso(head.created_at),
+        updated_at: iso(head.updated_at),
+        item_counts: Some(counts(head, manifest, tally)),
+        simulations: serde_json::from_value(manifest.simulations.clone()).map_err(stored)?,
+        target: serde_json::from_value(manifest.target.clone()).map_err(stored)?,
+        iterations: head.iterations.into(),
+        transport: Some(Transport {
+            provider,
+            extra: Map::new(),
+        }),
+        extra: Map::new(),
+    })
+}
+
+/// A run as it is now.
+pub(crate) async fn current(ctx: &Context, head: &RunHead) -> Result<SimulationRun, ApiError> {
+    let manifest = ctx.store.manifest(head.id).await?;
+    let tally = match &head.counts {
+        Some(counts) => counts.clone(),
+        None => ctx.store.tally(head.id, head.total).await?,
+    };
+    view(head, &manifest, &tally)
+}
+
+/// Lists runs.
+pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
+    let wanted = ListRequest::parse(&request.query)?;
+    let listed = wanted.cut(ctx.store.list_runs(org, &wanted.store_query()).await?);
+    let total = ctx.store.count_runs(org, &wanted.ids).await?;
+    let mut results = Vec::with_capacity(listed.entries.len());
+    for head in &listed.entries {
+        results.push(json!(current(ctx, head).await?));
+    }
+    wanted.answer(
+        results,
+        total,
+        listed.more,
+        listed.entries.last().map(|head| head.id),
+    )
+}
+
+/// Stops a run: what has not ended is canceled.
+pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+    let head = found(ctx, org, id).await?;
+    let now = ctx.clock.now_ms();
+    let head = ctx
+        .store
+        .change_run(head, now, |head| {
+            let open = head.state != RunState::Ended && head.canceled_at.is_none();
+            if open {
+                head.canceled_at = Some(now);
+            }
+            open
+        })
+        .await?;
+    if head.state == RunState::Ended {
+        return Err(ApiError::bad_request("Run has already ended"));
+    }
+    // The decision is kept; carrying it out here only makes it quicker, and what fails here is owed and done later.
+    let head = match progress::advance(ctx, head.clone(), Deadline::after(REQUEST_BUDGET)).await {
+        Ok(advanced) => advanced,
+        Err(error) => {
+            tracing::warn!(run = %head.id, %error, "the cancellation goes on later");
+            head
+        }
+    };
+    Response::ok(current(ctx, &head).await?)
+}
+
+/// Makes sure that the item with `index` is stored.
+pub(crate) async fn ensure_item(ctx: &Context, head: RunHead, index: u32) -> Result<RunHead, ApiError> {
+    Ok(progress::expand_until(ctx, head, index, Deadline::after(REQUEST_BUDGET)).await?)
+}

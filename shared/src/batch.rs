@@ -1,0 +1,130 @@
+//! One SQS batch: each record is decoded by itself, worked on under its own time limit, and cannot take the others along.
+
+use std::{any::Any, collections::HashSet, panic::AssertUnwindSafe, time::Duration};
+
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use futures_util::{FutureExt, StreamExt, stream};
+
+use crate::{clock::Deadline, context::Context, queue::Message};
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// There is nothing to do for it any more; the reason is logged.
+    Drop(&'static str),
+    /// It may succeed later: it goes back to the queue.
+    Retry(String),
+    /// It can never succeed: it is kept aside with the reason.
+    Quarantine(String),
+}
+
+/// Time that is kept back from each record, so that the batch's answer leaves before Lambda's deadline.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// Works on every record of a batch, `ctx.config.record_concurrency` at a time, and answers with those that have to be
+/// received again. `source` is the queue's name in logs and in the quarantine.
+///
+/// # Errors
+/// When a record has no message id: an empty identifier in the answer would mean the whole batch failed, silently.
+pub async fn process<F>(
+    ctx: &Context,
+    source: &'static str,
+    event: SqsEvent,
+    deadline: Deadline,
+    work: impl Fn(Message, Deadline) -> F,
+) -> Result<SqsBatchResponse, crate::context::BoxError>
+where
+    F: Future<Output = Outcome>,
+{
+    if event
+        .records
+        .iter()
+        .any(|record| record.message_id.as_deref().unwrap_or_default().is_empty())
+    {
+        return Err("a record of the batch has no message id".into());
+    }
+    let mut seen = HashSet::new();
+    let work = &work;
+    let failures: Vec<Option<String>> = stream::iter(event.records)
+        .filter(|record| std::future::ready(seen.insert(record.message_id.clone())))
+        .map(|record| one(ctx, source, record, deadline, work))
+        .buffer_unordered(ctx.config.record_concurrency.max(1))
+        .collect()
+        .await;
+    let mut response = SqsBatchResponse::default();
+    response.batch_item_failures = failures
+        .into_iter()
+        .flatten()
+        .map(|id| {
+            let mut failure = BatchItemFailure::default();
+            failure.item_identifier = id;
+            failure
+        })
+        .collect();
+    Ok(response)
+}
+
+/// Works on one record; gives its message id when it has to be received again.
+async fn one<F>(
+    ctx: &Context,
+    source: &'static str,
+    record: SqsMessage,
+    deadline: Deadline,
+    work: &impl Fn(Message, Deadline) -> F,
+) -> Option<String>
+where
+    F: Future<Output = Outcome>,
+{
+    let id = record.message_id.unwrap_or_default();
+    let body = record.body.unwrap_or_default();
+    let outcome = match serde_json::from_str::<Message>(&body) {
+        Err(error) => Outcome::Quarantine(format!("the body is not a message of this queue: {error}")),
+        Ok(message) => {
+            let budget = deadline.left().saturating_sub(MARGIN);
+            let attempt =
+                AssertUnwindSafe(async { work(message, Deadline::after(budget)).await }).catch_unwind();
+            match tokio::time::timeout(budget, attempt).await {
+                Err(_) => Outcome::Retry("the time ran out".to_owned()),
+                Ok(Err(panic)) => {
+                    Outcome::Quarantine(format!("the handler panicked: {}", panic_text(&*panic)))
+                }
+                Ok(Ok(outcome)) => outcome,
+            }
+        }
+    };
+    match outcome {
+        Outcome::Done => None,
+        Outcome::Drop(reason) => {
+            tracing::debug!(source, message_id = id, reason, "dropped");
+            None
+        }
+        Outcome::Retry(reason) => {
+            tracing::warn!(source, message_id = id, reason, "to be received again");
+            Some(id)
+        }
+        Outcome::Quarantine(reason) => {
+            tracing::error!(source, message_id = id, reason, "quarantined");
+            match ctx
+                .store
+                .quarantine(source, &id, &body, &reason, ctx.clock.now_ms())
+                .await
+            {
+                Ok(()) => None,
+                Err(error) => {
+                    tracing::warn!(source, message_id = id, %error, "not quarantined, to be received again");
+                    Some(id)
+                }
+            }
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}

@@ -1,0 +1,200 @@
+//! What a handler is given: clients, clock and configuration. The same on Lambda, on a laptop and in tests.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    clock::{SharedClock, SystemClock},
+    config::{Config, ConfigError},
+    conversation::{self, Limits},
+    ids,
+    llm::ModelClient,
+    net::Outbound,
+    queue::Queues,
+    store::{Snapshot, Store, StoreError},
+};
+
+/// An error that ends an invocation.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a context is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The client of the table's service.
+    pub dynamodb: aws_sdk_dynamodb::Client,
+    /// The client of the queues' service.
+    pub sqs: aws_sdk_sqs::Client,
+    /// The configuration.
+    pub config: Config,
+    /// The time.
+    pub clock: SharedClock,
+}
+
+/// Why a context could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// The configuration is not complete.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The HTTP client could not be made.
+    #[error("the HTTP client for models: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// What a handler is given. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The table.
+    pub store: Store,
+    /// The queues.
+    pub queues: Queues,
+    /// Models.
+    pub models: ModelClient,
+    /// The time.
+    pub clock: SharedClock,
+    /// The configuration.
+    pub config: Arc<Config>,
+    snapshots: Arc<Mutex<Snapshots>>,
+}
+
+/// What an item works from, shared by the items of its simulation.
+#[derive(Debug)]
+pub struct Briefing {
+    /// Scenario, personality, simulation and structured outputs.
+    pub snapshot: Snapshot,
+    /// The target.
+    pub target: Value,
+    plan: OnceLock<Arc<conversation::Plan>>,
+}
+
+impl Briefing {
+    /// The fixed part of the simulation's conversations. The limits are those of the first call.
+    pub fn plan(&self, limits: Limits) -> Arc<conversation::Plan> {
+        let scenario = &self.snapshot.scenario;
+        let make = || {
+            Arc::new(conversation::Plan::new(&conversation::Parts {
+                personality: self.snapshot.personality.get("assistant").unwrap_or(&Value::Null),
+                instructions: scenario
+                    .get("instructions")
+                    .and_then(Value::as_str)
+                    .unwrap_or_default(),
+                target: self.target.get("assistant").unwrap_or(&Value::Null),
+                tool_mocks: scenario.get("toolMocks").unwrap_or(&Value::Null),
+                target_overrides: scenario.get("targetOverrides").unwrap_or(&Value::Null),
+                limits,
+            }))
+        };
+        Arc::clone(self.plan.get_or_init(make))
+    }
+}
+
+/// How many briefings a process keeps: they never change, and a run's items come one after the other.
+const KEPT_BRIEFINGS: usize = 64;
+
+#[derive(Debug, Default)]
+struct Snapshots {
+    kept: HashMap<(Uuid, u32), Arc<Briefing>>,
+    order: std::collections::VecDeque<(Uuid, u32)>,
+}
+
+impl Context {
+    /// A context of these parts.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be made.
+    pub fn new(parts: Parts) -> Result<Self, ContextError> {
+        let Parts {
+            dynamodb,
+            sqs,
+            config,
+            clock,
+        } = parts;
+        Ok(Self {
+            store: Store::new(dynamodb, &config.table),
+            queues: Queues::new(sqs, &config.run_items_queue_url, &config.evaluations_queue_url),
+            models: ModelClient::new(Outbound::new(config.models.allow_private_targets)?),
+            clock,
+            config: Arc::new(config),
+            snapshots: Arc::default(),
+        })
+    }
+
+    /// The context of a Lambda function: configuration from the environment, clients with short time limits.
+    ///
+    /// # Errors
+    /// When a variable is missing or the HTTP client cannot be made.
+    pub async fn from_env() -> Result<Self, ContextError> {
+        let config = Config::from_env()?;
+        let aws = aws_config::defaults(aws_config::BehaviorVersion::latest())
+            .timeout_config(
+                aws_config::timeout::TimeoutConfig::builder()
+                    .connect_timeout(std::time::Duration::from_secs(1))
+                    .operation_attempt_timeout(std::time::Duration::from_secs(3))
+                    .operation_timeout(std::time::Duration::from_secs(10))
+                    .build(),
+            )
+            .load()
+            .await;
+        Self::new(Parts {
+            dynamodb: aws_sdk_dynamodb::Client::new(&aws),
+            sqs: aws_sdk_sqs::Client::new(&aws),
+            config,
+            clock: Arc::new(SystemClock),
+        })
+    }
+
+    /// One bounded read, so that the first invocation finds the connection and its TLS session made. What comes of it does
+    /// not matter.
+    pub async fn warm_up(&self) {
+        let read = self.store.principal("warm-up");
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(800), read).await;
+    }
+
+    /// The name of a new claim on an item.
+    #[must_use]
+    pub fn owner(&self) -> String {
+        ids::new_id(self.clock.now_ms()).to_string()
+    }
+
+    /// Reads what the items of a run's simulation work from.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn briefing(&self, run: Uuid, simulation: u32) -> Result<Arc<Briefing>, StoreError> {
+        let at = (run, simulation);
+        if let Some(kept) = self.kept(at) {
+            return Ok(kept);
+        }
+        let (snapshot, target) =
+            tokio::try_join!(self.store.snapshot(run, simulation), self.store.target(run))?;
+        let briefing = Arc::new(Briefing {
+            snapshot,
+            target,
+            plan: OnceLock::new(),
+        });
+        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshots.kept.insert(at, Arc::clone(&briefing)).is_none() {
+            snapshots.order.push_back(at);
+            if snapshots.order.len() > KEPT_BRIEFINGS
+                && let Some(oldest) = snapshots.order.pop_front()
+            {
+                snapshots.kept.remove(&oldest);
+            }
+        }
+        Ok(briefing)
+    }
+
+    fn kept(&self, at: (Uuid, u32)) -> Option<Arc<Briefing>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .kept
+            .get(&at)
+            .cloned()
+    }
+}

@@ -1,0 +1,1302 @@
+//! A chat between the tester and the target, as a pure state machine.
+//!
+//! [`Plan`] is fixed for the whole conversation; [`Conversation`] is a plan and the replies so far. [`Conversation::next`]
+//! says what to do, the caller does it, stores the [`Reply`] and then pushes it. A conversation made anew from the stored
+//! replies goes on exactly where the other one was.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    llm::{ChatReply, ChatRequest, Json, Purpose, ToolCall, Usage, apply_settings, text_of},
+    models::Object,
+};
+
+const END_CALL: &str = "endCall";
+
+/// One of the two who talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Speaker {
+    /// The simulated caller.
+    Tester,
+    /// The agent under test.
+    Target,
+}
+
+impl Speaker {
+    /// The one who listens.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Tester => Self::Target,
+            Self::Target => Self::Tester,
+        }
+    }
+
+    /// What this one's model is for.
+    #[must_use]
+    pub const fn purpose(self) -> Purpose {
+        match self {
+            Self::Tester => Purpose::Tester,
+            Self::Target => Purpose::Target,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tester => "tester",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// Why a conversation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndedReason {
+    /// The tester hung up.
+    CustomerEndedCall,
+    /// The target hung up.
+    AssistantEndedCall,
+    /// The target said one of its `endCallPhrases`.
+    AssistantSaidEndCallPhrase,
+    /// The time is over.
+    ExceededMaxDuration,
+    /// The turns are used up.
+    MaxTurnsReached,
+    /// One side kept using tools and said nothing.
+    MaxToolRoundsReached,
+    /// One side had nothing to say, twice in a row.
+    SilenceTimedOut,
+}
+
+impl EndedReason {
+    /// The reason as users see it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CustomerEndedCall => "customer-ended-call",
+            Self::AssistantEndedCall => "assistant-ended-call",
+            Self::AssistantSaidEndCallPhrase => "assistant-said-end-call-phrase",
+            Self::ExceededMaxDuration => "exceeded-max-duration",
+            Self::MaxTurnsReached => "max-turns-reached",
+            Self::MaxToolRoundsReached => "max-tool-rounds-reached",
+            Self::SilenceTimedOut => "silence-timed-out",
+        }
+    }
+}
+
+impl std::fmt::Display for EndedReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How long a conversation may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// The most turns, of both sides together.
+    pub max_turns: u32,
+    /// The most seconds from the first reply on. The target's own `maxDurationSeconds` holds where it is smaller.
+    pub max_seconds: i64,
+    /// The most tool rounds in one turn.
+    pub max_tool_rounds: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_turns: 40,
+            max_seconds: 600,
+            max_tool_rounds: 8,
+        }
+    }
+}
+
+/// What a tool gave back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToolResult {
+    /// The id of the call that it answers.
+    pub tool_call_id: String,
+    /// The tool's name.
+    pub name: String,
+    /// What the model gets to read.
+    pub result: String,
+    /// Whether a tool mock of the scenario gave it.
+    pub mocked: bool,
+}
+
+/// One reply of one side: the record that is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Its place in the conversation, from 0.
+    pub n: u32,
+    /// Who replied.
+    pub speaker: Speaker,
+    /// What was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// The tools that were called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// What they gave back, one result for each call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_results: Vec<ToolResult>,
+    /// When the model was asked, in milliseconds since the Unix epoch.
+    pub at: i64,
+    /// When it had answered.
+    pub ended_at: i64,
+    /// What it took; absent for a fixed first message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// The model that answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// What a [`Plan`] is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The personality's assistant.
+    pub personality: &'a Value,
+    /// The scenario's instructions for the tester.
+    pub instructions: &'a str,
+    /// The assistant under test, with its tools resolved.
+    pub target: &'a Value,
+    /// The scenario's `toolMocks`, or null.
+    pub tool_mocks: &'a Value,
+    /// The scenario's `targetOverrides`, or null.
+    pub target_overrides: &'a Value,
+    /// How long it may be.
+    pub limits: Limits,
+}
+
+/// What one side brings along.
+#[derive(Debug, Clone)]
+struct Side {
+    /// The `model` object without prompt and tools, for choosing a server.
+    model: Arc<Value>,
+    /// The request without the conversation.
+    base: ChatRequest,
+    /// The tools that end the call.
+    end_tools: HashSet<String>,
+    /// What ends the call when said, in lower case.
+    end_phrases: Vec<String>,
+    /// What is said when a tool ends the call and nothing else is said.
+    end_message: Option<String>,
+}
+
+impl Side {
+    fn new(assistant: &Object, messages: Vec<Json>, tools: Tools) -> Self {
+        let mut model = assistant
+            .get("model")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        let mut base = ChatRequest {
+            messages,
+            tools: tools.offered,
+            ..ChatRequest::default()
+        };
+        apply_settings(&model, &mut base);
+        for bulky in ["messages", "tools"] {
+            model.remove(bulky);
+        }
+        let phrases = assistant
+            .get("endCallPhrases")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let phrases = phrases
+            .filter_map(Value::as_str)
+            .map(|phrase| phrase.trim().to_lowercase());
+        Self {
+            model: Arc::new(Value::Object(model)),
+            base,
+            end_tools: tools.ending,
+            end_phrases: phrases.filter(|phrase| !phrase.is_empty()).collect(),
+            end_message: assistant.get("endCallMessage").and_then(text_of),
+        }
+    }
+}
+
+/// A conversation's fixed part: both sides, who starts and the limits.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    tester: Side,
+    target: Side,
+    mocks: HashMap<String, String>,
+    starter: Speaker,
+    first_message: Option<String>,
+    limits: Limits,
+}
+
+const RULES: &str = "You are the person who calls, and you talk with an agent. Stay in this role all the time: never \
+act as the agent, never say that you are an AI or that this is a test. Say only what the caller says, briefly, as people \
+speak. When what you want is done, or when it is clear that it cannot be done, say goodbye and call the endCall tool.";
+
+impl Plan {
+    /// The plan for these parts. A part that is missing or has another type counts as empty.
+    #[must_use]
+    pub fn new(parts: &Parts<'_>) -> Self {
+        let empty = Object::new();
+        let personality = parts.personality.as_object().unwrap_or(&empty);
+        let own = prompt(personality)
+            .first()
+            .and_then(|message| message.get("content"))
+            .and_then(text_of);
+        let mut system = String::new();
+        for part in [own.as_deref().unwrap_or_default(), parts.instructions, RULES] {
+            if !part.trim().is_empty() {
+                system.push_str(if system.is_empty() { "" } else { "\n\n" });
+                system.push_str(part.trim());
+            }
+        }
+        let (starter, mut first_message, generated) = match mode(personality) {
+            Mode::Waits => (Speaker::Target, None, false),
+            Mode::Generates => (Speaker::Tester, None, true),
+            Mode::Speaks => {
+                let fixed = personality.get("firstMessage").and_then(text_of);
+                (Speaker::Tester, fixed.clone(), fixed.is_none())
+            }
+        };
+        let mut opening = vec![Json::new(&json!({"role": "system", "content": system}))];
+        if generated {
+            // Many servers refuse a conversation without a user's message.
+            opening.push(said("user", "(The call is connected. You speak first.)"));
+        }
+        let mut tools = Tools::of(personality);
+        tools.offer_end_call();
+        let tester = Side::new(personality, opening, tools);
+
+        let assistant = overridden(parts.target, parts.target_overrides);
+        if starter == Speaker::Target && mode(&assistant) != Mode::Generates {
+            first_message = assistant.get("firstMessage").and_then(text_of);
+        }
+        let mut tools = Tools::of(&assistant);
+        if assistant.get("endCallFunctionEnabled") == Some(&Value::Bool(true)) {
+            tools.offer_end_call();
+        }
+        let opening = prompt(&assistant).iter().map(Json::new).collect();
+        let target = Side::new(&assistant, opening, tools);
+
+        let mocks = parts.tool_mocks.as_array().into_iter().flatten();
+        let mocks = mocks
+            .filter(|mock| mock.get("enabled") != Some(&Value::Bool(false)))
+            .filter_map(|mock| {
+                let result = mock.get("result").and_then(Value::as_str).unwrap_or_default();
+                Some((mock.get("toolName")?.as_str()?.to_owned(), result.to_owned()))
+            });
+        let mut limits = parts.limits;
+        let own = assistant.get("maxDurationSeconds");
+        if let Some(own) = own
+            .and_then(|own| crate::models::lenient::integer(own).ok())
+            .filter(|own| *own > 0)
+        {
+            limits.max_seconds = limits.max_seconds.min(own);
+        }
+        Self {
+            tester,
+            target,
+            mocks: mocks.collect(),
+            starter,
+            first_message,
+            limits,
+        }
+    }
+
+    const fn side(&self, speaker: Speaker) -> &Side {
+        match speaker {
+            Speaker::Tester => &self.tester,
+            Speaker::Target => &self.target,
+        }
+    }
+
+    fn result(&self, speaker: Speaker, call: &ToolCall) -> ToolResult {
+        let mock = if speaker == Speaker::Target {
+            self.mocks.get(&call.name)
+        } else {
+            None
+        };
+        let result = match mock {
+            Some(result) => result.clone(),
+            None if self.side(speaker).end_tools.contains(&call.name) => "The call has ended.".to_owned(),
+            None if speaker == Speaker::Tester => format!("Error: the caller has no tool {}.", call.name),
+            None => format!(
+                "Error: the tool {0} was not run. This simulation runs no tools; add a tool mock with the name {0}.",
+                call.name
+            ),
+        };
+        ToolResult {
+            tool_call_id: call.id.clone(),
+            name: call.name.clone(),
+            result,
+            mocked: mock.is_some(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Speaks,
+    Generates,
+    Waits,
+}
+
+fn mode(assistant: &Object) -> Mode {
+    match assistant.get("firstMessageMode").and_then(Value::as_str) {
+        Some("assistant-waits-for-user") => Mode::Waits,
+        Some("assistant-speaks-first-with-model-generated-message") => Mode::Generates,
+        _ => Mode::Speaks,
+    }
+}
+
+fn prompt(assistant: &Object) -> &[Value] {
+    let messages = assistant.get("model").and_then(|model| model.get("messages"));
+    messages.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn said(role: &str, text: &str) -> Json {
+    Json::new(&json!({"role": role, "content": text}))
+}
+
+/// The target with the overrides laid over it and the placeholders filled in.
+fn overridden(target: &Value, overrides: &Value) -> Object {
+    let mut assistant = target.as_object().cloned().unwrap_or_default();
+    let empty = Object::new();
+    let overrides = overrides.as_object().unwrap_or(&empty);
+    for (key, value) in overrides {
+        match (key.as_str(), value) {
+            ("variableValues" | "tools:append", _) => {}
+            ("model", Value::Object(fields)) => {
+                let model = assistant.entry("model").or_insert_with(|| json!({}));
+                match model.as_object_mut() {
+                    Some(model) => model.extend(fields.clone()),
+                    None => *model = value.clone(),
+                }
+            }
+            _ => _ = assistant.insert(key.clone(), value.clone()),
+        }
+    }
+    if let Some(Value::Array(more)) = overrides.get("tools:append") {
+        let model = assistant.entry("model").or_insert_with(|| json!({}));
+        if let Some(tools) = model
+            .as_object_mut()
+            .map(|model| model.entry("tools").or_insert_with(|| json!([])))
+        {
+            match tools.as_array_mut() {
+                Some(tools) => tools.extend(more.iter().cloned()),
+                None => *tools = Value::Array(more.clone()),
+            }
+        }
+    }
+    let variables = overrides.get("variableValues").unwrap_or(&Value::Null);
+    let lookup = |path: &str| match path.split('.').try_fold(variables, |at, key| at.get(key))? {
+        Value::String(text) => Some(text.clone()),
+        Value::Null => None,
+        other => Some(other.to_string()),
+    };
+    for key in ["firstMessage", "endCallMessage"] {
+        if let Some(Value::String(text)) = assistant.get_mut(key) {
+            *text = fill(text, lookup);
+        }
+    }
+    let messages = assistant
+        .get_mut("model")
+        .and_then(|model| model.get_mut("messages"));
+    for message in messages.and_then(Value::as_array_mut).into_iter().flatten() {
+        match message.get_mut("content") {
+            Some(Value::String(text)) => *text = fill(text, lookup),
+            Some(Value::Array(parts)) => {
+                for part in parts {
+                    if let Some(Value::String(text)) = part.get_mut("text") {
+                        *text = fill(text, lookup);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    assistant
+}
+
+/// Replaces `{{name}}` by what `lookup` knows for it, and `{{name | default: "text"}}` by the text where it knows nothing.
+/// A placeholder that cannot be filled stays, so that it is seen.
+pub(crate) fn fill(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("{{") {
+        let Some(length) = rest[start..].find("}}") else {
+            break;
+        };
+        let end = start + length + 2;
+        let (name, filter) = match rest[start + 2..end - 2].split_once('|') {
+            Some((name, filter)) => (name.trim(), Some(filter)),
+            None => (rest[start + 2..end - 2].trim(), None),
+        };
+        let fallback = filter.and_then(|filter| {
+            let text = filter.trim().strip_prefix("default:")?.trim();
+            let quoted = |quote| text.strip_prefix(quote)?.strip_suffix(quote);
+            quoted('"').or_else(|| quoted('\'')).map(str::to_owned)
+        });
+        out.push_str(&rest[..start]);
+        match lookup(name).or(fallback) {
+            Some(value) => out.push_str(&value),
+            None => out.push_str(&rest[start..end]),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+fn nonempty(value: Option<&Value>) -> Option<&str> {
+    value.and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+/// The tools of one side.
+#[derive(Debug, Default)]
+struct Tools {
+    offered: Vec<Json>,
+    names: HashSet<String>,
+    ending: HashSet<String>,
+}
+
+impl Tools {
+    fn of(assistant: &Object) -> Self {
+        let mut tools = Self::default();
+        let given = assistant
+            .get("model")
+            .and_then(|model| model.get("tools"))
+            .and_then(Value::as_array);
+        for tool in given.into_iter().flatten().filter_map(Value::as_object) {
+            tools.add(tool);
+        }
+        tools
+    }
+
+    fn add(&mut self, tool: &Object) {
+        let kind = nonempty(tool.get("type")).unwrap_or("function");
+        let function = tool.get("function").and_then(Value::as_object);
+        let field = |name: &str| function.and_then(|function| function.get(name));
+        let own = nonempty(field("name"));
+        let top = nonempty(tool.get("name"));
+        let name = match kind {
+            "function" => own.or(top),
+            "apiRequest" => top.or(own),
+            _ => own.or(top).or(Some(kind)),
+        };
+        let Some(name) = name else { return };
+        // A server refuses two tools of one name.
+        if !self.names.insert(name.to_owned()) {
+            return;
+        }
+        let mut out = Object::new();
+        out.insert("name".to_owned(), name.into());
+        if let Some(description) =
+            nonempty(field("description")).or_else(|| nonempty(tool.get("description")))
+        {
+            out.insert("description".to_owned(), description.into());
+        }
+        let body = if kind == "apiRequest" {
+            tool.get("body")
+        } else {
+            None
+        };
+        let parameters = field("parameters").or(body).filter(|schema| schema.is_object());
+        let nothing = || json!({"type": "object", "properties": {}});
+        out.insert(
+            "parameters".to_owned(),
+            parameters.cloned().unwrap_or_else(nothing),
+        );
+        if let Some(strict) = field("strict") {
+            out.insert("strict".to_owned(), strict.clone());
+        }
+        if kind == END_CALL || name == END_CALL {
+            self.ending.insert(name.to_owned());
+        }
+        self.offered
+            .push(Json::new(&json!({"type": "function", "function": out})));
+    }
+
+    fn offer_end_call(&mut self) {
+        if self.ending.is_empty() {
+            let tool = json!({"type": "function", "function": {
+                "name": END_CALL,
+                "description": "Ends the call.",
+                "parameters": {"type": "object", "properties": {
+                    "reason": {"type": "string", "description": "Why the call ends, in a few words."}
+                }}
+            }});
+            if let Some(tool) = tool.as_object() {
+                self.add(tool);
+            }
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// Record this fixed first message with [`Conversation::say`]; no model is called.
+    Say {
+        /// Who says it.
+        speaker: Speaker,
+        /// What is said.
+        text: String,
+    },
+    /// Ask a model, then [`Conversation::accept`] its reply.
+    Call {
+        /// Who is to reply.
+        speaker: Speaker,
+        /// The request; its `model` is empty until the model is resolved.
+        request: ChatRequest,
+        /// The assistant's `model` object, for choosing the server.
+        model: Arc<Value>,
+    },
+    /// Nothing: it is over.
+    End(EndedReason),
+}
+
+/// A conversation: its plan and the replies so far.
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    plan: Arc<Plan>,
+    replies: Vec<Reply>,
+    /// The conversation as each side's model sees it.
+    tester_view: Vec<Json>,
+    target_view: Vec<Json>,
+    speaker: Speaker,
+    /// What the speaker has said in this turn; the other side hears it when the turn is over.
+    spoken: String,
+    turns: u32,
+    tool_rounds: u32,
+    silent: bool,
+    ended: Option<EndedReason>,
+}
+
+impl Conversation {
+    /// The conversation after `replies`, which are the stored ones in their order.
+    #[must_use]
+    pub fn new(plan: impl Into<Arc<Plan>>, replies: Vec<Reply>) -> Self {
+        let plan = plan.into();
+        let mut conversation = Self {
+            replies: Vec::with_capacity(replies.len()),
+            tester_view: plan.tester.base.messages.clone(),
+            target_view: plan.target.base.messages.clone(),
+            speaker: plan.starter,
+            spoken: String::new(),
+            turns: 0,
+            tool_rounds: 0,
+            silent: false,
+            ended: None,
+            plan,
+        };
+        for reply in replies {
+            conversation.push(reply);
+        }
+        conversation
+    }
+
+    /// What to do next. `now_ms` is the time in milliseconds since the Unix epoch. Changes nothing.
+    #[must_use]
+    pub fn next(&self, now_ms: i64) -> Next {
+        if let Some(reason) = self.ended {
+            return Next::End(reason);
+        }
+        let plan = &*self.plan;
+        let Some(first) = self.replies.first() else {
+            return match &plan.first_message {
+                Some(text) => Next::Say {
+                    speaker: self.speaker,
+                    text: text.clone(),
+                },
+                None => self.call(),
+            };
+        };
+        if now_ms.saturating_sub(first.at) >= plan.limits.max_seconds.saturating_mul(1000) {
+            return Next::End(EndedReason::ExceededMaxDuration);
+        }
+        self.call()
+    }
+
+    fn call(&self) -> Next {
+        let side = self.plan.side(self.speaker);
+        let view = match self.speaker {
+            Speaker::Tester => &self.tester_view,
+            Speaker::Target => &self.target_view,
+        };
+        let request = ChatRequest {
+            model: String::new(),
+            messages: view.clone(),
+            tools: side.base.tools.clone(),
+            tool_choice: None,
+            response_format: None,
+            ..side.base
+        };
+        Next::Call {
+            speaker: self.speaker,
+            request,
+            model: Arc::clone(&side.model),
+        }
+    }
+
+    fn record(&self, content: Option<String>, tool_calls: Vec<ToolCall>, at: i64, ended_at: i64) -> Reply {
+        Reply {
+            n: u32::try_from(self.replies.len()).unwrap_or(u32::MAX),
+            speaker: self.speaker,
+            content,
+            tool_results: tool_calls
+                .iter()
+                .map(|call| self.plan.result(self.speaker, call))
+                .collect(),
+            tool_calls,
+            at,
+            ended_at,
+            usage: None,
+            model: None,
+        }
+    }
+
+    /// The record of a fixed first message, said at `now_ms`. Changes nothing: store the record, then
+    /// [`Conversation::push`] it.
+    #[must_use]
+    pub fn say(&self, speaker: Speaker, text: String, now_ms: i64) -> Reply {
+        Reply {
+            speaker,
+            ..self.record(Some(text), Vec::new(), now_ms, now_ms)
+        }
+    }
+
+    /// The record of a model's reply to the last [`Next::Call`], with the results of its tool calls. Times are in
+    /// milliseconds since the Unix epoch. Changes nothing: store the record, then [`Conversation::push`] it.
+    #[must_use]
+    pub fn accept(&self, reply: ChatReply, started_ms: i64, ended_ms: i64) -> Reply {
+        let side = self.plan.side(self.speaker);
+        let mut calls = reply.tool_calls;
+        for (index, call) in calls.iter_mut().enumerate() {
+            if call.id.is_empty() {
+                call.id = format!("call_{}_{index}", self.replies.len());
+            }
+        }
+        let mut content = reply
+            .content
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty());
+        if content.is_none() && calls.iter().any(|call| side.end_tools.contains(&call.name)) {
+            content.clone_from(&side.end_message);
+        }
+        let record = self.record(content, calls, started_ms, ended_ms);
+        Reply {
+            usage: reply.usage,
+            model: reply.model,
+            ..record
+        }
+    }
+
+    /// Adds a stored reply.
+    pub fn push(&mut self, reply: Reply) {
+        let side = self.plan.side(reply.speaker);
+        let ended_by = |target: EndedReason| match reply.speaker {
+            Speaker::Tester => EndedReason::CustomerEndedCall,
+            Speaker::Target => target,
+        };
+        self.speaker = reply.speaker;
+        let content = reply.content.as_deref();
+        if let Some(text) = content {
+            self.spoken
+                .push_str(if self.spoken.is_empty() { "" } else { " " });
+            self.spoken.push_str(text);
+        }
+        let own = match reply.speaker {
+            Speaker::Tester => &mut self.tester_view,
+            Speaker::Target => &mut self.target_view,
+        };
+        if reply.tool_calls.is_empty() {
+            if let Some(text) = content {
+                own.push(said("assistant", text));
+            }
+        } else {
+            own.push(tool_call_message(content, &reply.tool_calls));
+            for result in &reply.tool_results {
+                own.push(Json::new(&json!({
+                    "role": "tool", "tool_call_id": result.tool_call_id, "content": result.result
+                })));
+            }
+        }
+        if reply
+            .tool_calls
+            .iter()
+            .any(|call| side.end_tools.contains(&call.name))
+        {
+            self.ended = Some(ended_by(EndedReason::AssistantEndedCall));
+        } else if content.is_some_and(|text| ends_with_phrase(text, &side.end_phrases)) {
+            self.ended = Some(ended_by(EndedReason::AssistantSaidEndCallPhrase));
+        } else if !reply.tool_calls.is_empty() {
+            self.silent = false;
+            self.tool_rounds += 1;
+            if self.tool_rounds > self.plan.limits.max_tool_rounds {
+                self.ended = Some(EndedReason::MaxToolRoundsReached);
+            }
+        } else if content.is_none() && self.spoken.is_empty() {
+            // The same side gets a second chance.
+            if self.silent {
+                self.ended = Some(EndedReason::SilenceTimedOut);
+            }
+            self.silent = true;
+        } else {
+            self.pass_on();
+        }
+        self.replies.push(reply);
+    }
+
+    /// Ends the speaker's turn.
+    fn pass_on(&mut self) {
+        let heard = said("user", &self.spoken);
+        self.speaker = self.speaker.other();
+        match self.speaker {
+            Speaker::Tester => self.tester_view.push(heard),
+            Speaker::Target => self.target_view.push(heard),
+        }
+        self.spoken.clear();
+        self.silent = false;
+        self.tool_rounds = 0;
+        self.turns += 1;
+        if self.turns >= self.plan.limits.max_turns {
+            self.ended = Some(EndedReason::MaxTurnsReached);
+        }
+    }
+
+    /// The replies so far.
+    #[must_use]
+    pub fn replies(&self) -> &[Reply] {
+        &self.replies
+    }
+
+    /// Why it ended, where a reply ended it. The time limit shows in [`Conversation::next`] only.
+    #[must_use]
+    pub const fn ended(&self) -> Option<EndedReason> {
+        self.ended
+    }
+
+    /// Why the side that hung up says that it did.
+    #[must_use]
+    pub fn hang_up_reason(&self) -> Option<String> {
+        let last = self.replies.last()?;
+        let side = self.plan.side(last.speaker);
+        let call = last
+            .tool_calls
+            .iter()
+            .find(|call| side.end_tools.contains(&call.name))?;
+        let arguments: Value = serde_json::from_str(&call.arguments).ok()?;
+        text_of(arguments.get("reason")?)
+    }
+
+    /// When it started, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn started_ms(&self) -> Option<i64> {
+        self.replies.first().map(|reply| reply.at)
+    }
+
+    /// When the last reply was complete, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn ended_ms(&self) -> Option<i64> {
+        self.replies.last().map(|reply| reply.ended_at)
+    }
+
+    /// What was said and done, for `metadata.call.messages`. See [`messages`].
+    #[must_use]
+    pub fn messages(&self) -> Vec<Value> {
+        messages(&self.replies)
+    }
+
+    /// What was said. See [`transcript`].
+    #[must_use]
+    pub fn transcript(&self) -> String {
+        transcript(&self.replies)
+    }
+}
+
+fn tool_call_message(content: Option<&str>, calls: &[ToolCall]) -> Json {
+    Json::new(&json!({"role": "assistant", "content": content, "tool_calls": functions(calls)}))
+}
+
+fn functions(calls: &[ToolCall]) -> Vec<Value> {
+    let function = |call: &ToolCall| json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}});
+    calls.iter().map(function).collect()
+}
+
+fn ends_with_phrase(text: &str, phrases: &[String]) -> bool {
+    if phrases.is_empty() {
+        return false;
+    }
+    let text = text.to_lowercase();
+    phrases.iter().any(|phrase| text.contains(phrase))
+}
+
+/// The messages of these replies: `assistant` is the target, `user` the tester; tool use of either side shows as
+/// `tool_calls` and `tool_call_result` with a `speaker`. `time` and `endTime` are milliseconds since the Unix epoch.
+///
+/// Prompts are left out: they are in the item's snapshots already, and the tester's is nothing that the target was told.
+#[must_use]
+pub fn messages(replies: &[Reply]) -> Vec<Value> {
+    let start = replies.first().map_or(0, |reply| reply.at);
+    let mut messages = Vec::with_capacity(replies.len());
+    for reply in replies {
+        let mut add = |role: &str, text: &str, rest: Value| {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a conversation is shorter than 2^53 ms"
+            )]
+            let seconds = reply.at.saturating_sub(start) as f64 / 1000.0;
+            let mut message = json!({
+                "role": role, "content": text, "message": text,
+                "time": reply.at, "endTime": reply.ended_at, "secondsFromStart": seconds,
+            });
+            if let (Some(message), Value::Object(rest)) = (message.as_object_mut(), rest) {
+                message.extend(rest);
+            }
+            messages.push(message);
+        };
+        if let Some(text) = &reply.content {
+            add(
+                if reply.speaker == Speaker::Tester {
+                    "user"
+                } else {
+                    "assistant"
+                },
+                text,
+                Value::Null,
+            );
+        }
+        let speaker = reply.speaker.as_str();
+        if !reply.tool_calls.is_empty() {
+            add(
+                "tool_calls",
+                "",
+                json!({"toolCalls": functions(&reply.tool_calls), "speaker": speaker}),
+            );
+        }
+        for result in &reply.tool_results {
+            let rest = json!({
+                "toolCallId": result.tool_call_id, "name": result.name, "result": result.result,
+                "mocked": result.mocked, "speaker": speaker,
+            });
+            add("tool_call_result", &result.result, rest);
+        }
+    }
+    messages
+}
+
+/// What was said, one line for each utterance: `AI: …` is the target, `User: …` the tester.
+#[must_use]
+pub fn transcript(replies: &[Reply]) -> String {
+    let mut transcript = String::new();
+    for reply in replies {
+        if let Some(text) = &reply.content {
+            transcript.push_str(if reply.speaker == Speaker::Tester {
+                "User: "
+            } else {
+                "AI: "
+            });
+            transcript.push_str(text);
+            transcript.push('\n');
+        }
+    }
+    transcript.truncate(transcript.trim_end().len());
+    transcript
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn plan_of(personality: Value, target: Value, overrides: Value, mocks: Value) -> Arc<Plan> {
+        Arc::new(Plan::new(&Parts {
+            personality: &personality,
+            instructions: "Book a table.",
+            target: &target,
+            tool_mocks: &mocks,
+            target_overrides: &overrides,
+            limits: Limits::default(),
+        }))
+    }
+
+    fn personality() -> Value {
+        json!({"model": {"provider": "openai", "temperature": 0.3, "messages": [
+            {"role": "system", "content": "You are in a hurry."}, {"role": "system", "content": "hidden"}
+        ]}})
+    }
+
+    fn target() -> Value {
+        json!({
+            "firstMessage": "Hello {{ name }}!",
+            "endCallPhrases": ["Have a nice DAY"],
+            "endCallMessage": "Bye {{name}}.",
+            "model": {"provider": "openai", "model": "m", "maxTokens": 50.0, "messages": [
+                {"role": "system", "content": "Serve {{name}} of {{shop.city}} {{missing}} {{x | default: 'y'}}"}
+            ], "tools": [
+                {"type": "function", "function": {"name": "book", "parameters": {"type": "object"}, "strict": true}},
+                {"type": "apiRequest", "name": "lookUp", "function": {"name": "api"}, "body": {"type": "object", "properties": {"id": {"type": "string"}}}},
+                {"type": "endCall"},
+                {"type": "dtmf"},
+                {"type": "function", "function": {"name": "book"}}
+            ]}
+        })
+    }
+
+    fn overrides() -> Value {
+        json!({"variableValues": {"name": "Ann", "shop": {"city": "Bern"}}, "model": {"temperature": 0.9}, "maxDurationSeconds": 60})
+    }
+
+    fn mocks() -> Value {
+        json!([{"toolName": "book", "result": "booked"}, {"toolName": "lookUp", "result": "x", "enabled": false}])
+    }
+
+    fn plan() -> Arc<Plan> {
+        plan_of(personality(), target(), overrides(), mocks())
+    }
+
+    fn text(text: &str) -> ChatReply {
+        ChatReply {
+            content: Some(text.to_owned()),
+            ..ChatReply::default()
+        }
+    }
+
+    fn calls(content: Option<&str>, names: &[&str]) -> ChatReply {
+        let call = |name: &&str| ToolCall {
+            id: String::new(),
+            name: (*name).to_owned(),
+            arguments: "{}".to_owned(),
+        };
+        let content = content.map(str::to_owned);
+        ChatReply {
+            content,
+            tool_calls: names.iter().map(call).collect(),
+            ..ChatReply::default()
+        }
+    }
+
+    fn feed(conversation: &mut Conversation, reply: ChatReply, at: i64) -> Reply {
+        let record = conversation.accept(reply, at, at + 10);
+        conversation.push(record.clone());
+        record
+    }
+
+    fn request(conversation: &Conversation, now: i64) -> (Speaker, Value) {
+        match conversation.next(now) {
+            Next::Call { speaker, request, .. } => (speaker, serde_json::to_value(request).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_tester_gets_its_prompt_the_instructions_and_a_way_to_hang_up() {
+        let conversation = Conversation::new(plan(), vec![]);
+        let (speaker, request) = request(&conversation, 0);
+        assert_eq!(speaker, Speaker::Tester);
+        let system = request["messages"][0]["content"].as_str().unwrap();
+        assert!(
+            system.starts_with("You are in a hurry.\n\nBook a table.\n\n"),
+            "{system}"
+        );
+        assert!(!system.contains("hidden"));
+        assert_eq!(request["messages"][1]["role"], "user");
+        assert_eq!(request["tools"][0]["function"]["name"], "endCall");
+        assert_eq!(request["temperature"], 0.3);
+    }
+
+    #[test]
+    fn the_target_is_as_configured_with_the_overrides() {
+        let mut conversation = Conversation::new(plan(), vec![]);
+        feed(&mut conversation, text("Hi"), 0);
+        let Next::Call {
+            speaker,
+            request,
+            model,
+        } = conversation.next(0)
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (speaker, &*model),
+            (
+                Speaker::Target,
+                &json!({"provider": "openai", "model": "m", "maxTokens": 50.0, "temperature": 0.9})
+            )
+        );
+        let request = serde_json::to_value(request).unwrap();
+        assert_eq!(
+            request["messages"],
+            json!([{"role": "system", "content": "Serve Ann of Bern {{missing}} y"}, {"role": "user", "content": "Hi"}])
+        );
+        assert_eq!(
+            (&request["temperature"], &request["max_tokens"]),
+            (&json!(0.9), &json!(50))
+        );
+        let names: Vec<_> = request["tools"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t["function"]["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, ["book", "lookUp", "endCall", "dtmf"]);
+        assert_eq!(
+            request["tools"][1]["function"]["parameters"]["properties"]["id"]["type"],
+            "string"
+        );
+    }
+
+    #[test]
+    fn who_starts_and_how_follows_from_the_modes() {
+        let (speaks, generates, waits) = (
+            "assistant-speaks-first",
+            "assistant-speaks-first-with-model-generated-message",
+            "assistant-waits-for-user",
+        );
+        for (mode, first, target_mode, expected) in [
+            (Some(speaks), Some("Hey"), speaks, (Speaker::Tester, Some("Hey"))),
+            (None, Some("Hey"), speaks, (Speaker::Tester, Some("Hey"))),
+            (None, None, speaks, (Speaker::Tester, None)),
+            (Some(generates), Some("Hey"), speaks, (Speaker::Tester, None)),
+            (
+                Some(waits),
+                Some("Hey"),
+                speaks,
+                (Speaker::Target, Some("Hello Ann!")),
+            ),
+            (Some(waits), None, waits, (Speaker::Target, Some("Hello Ann!"))),
+            (Some(waits), None, generates, (Speaker::Target, None)),
+        ] {
+            let (mut personality, mut target) = (personality(), target());
+            personality["firstMessageMode"] = json!(mode);
+            personality["firstMessage"] = json!(first);
+            target["firstMessageMode"] = json!(target_mode);
+            let mut conversation =
+                Conversation::new(plan_of(personality, target, overrides(), Value::Null), vec![]);
+            let found = match conversation.next(5) {
+                Next::Say { speaker, text } => {
+                    let reply = conversation.say(speaker, text, 5);
+                    conversation.push(reply.clone());
+                    let (next, request) = request(&conversation, 5);
+                    assert_eq!(next, reply.speaker.other());
+                    assert_eq!(
+                        request["messages"].as_array().unwrap().last().unwrap()["content"],
+                        json!(reply.content)
+                    );
+                    (reply.speaker, reply.content)
+                }
+                Next::Call { speaker, .. } => (speaker, None),
+                Next::End(reason) => panic!("{reason}"),
+            };
+            assert_eq!(
+                found,
+                (expected.0, expected.1.map(str::to_owned)),
+                "{mode:?} {first:?} {target_mode}"
+            );
+        }
+    }
+
+    #[test]
+    fn tools_are_mocked_or_refused_and_the_same_side_goes_on() {
+        let mut conversation = Conversation::new(plan(), vec![]);
+        feed(&mut conversation, text("A table please"), 1000);
+        let reply = feed(
+            &mut conversation,
+            calls(Some("One moment."), &["book", "lookUp"]),
+            2000,
+        );
+        assert_eq!(reply.tool_results[0].result, "booked");
+        assert!(reply.tool_results[0].mocked && !reply.tool_results[1].mocked);
+        assert!(reply.tool_results[1].result.contains("lookUp"));
+        assert_ne!(reply.tool_calls[0].id, reply.tool_calls[1].id);
+        let (speaker, request_) = request(&conversation, 2100);
+        assert_eq!(speaker, Speaker::Target);
+        let sent = request_["messages"].as_array().unwrap();
+        assert_eq!(sent[2]["tool_calls"][0]["function"]["name"], "book");
+        assert_eq!(
+            sent[3],
+            json!({"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "booked"})
+        );
+        feed(&mut conversation, text("It is booked."), 3000);
+        let (speaker, request_) = request(&conversation, 3100);
+        assert_eq!(speaker, Speaker::Tester);
+        let heard = request_["messages"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!(
+            heard,
+            json!({"role": "user", "content": "One moment. It is booked."})
+        );
+        assert_eq!(
+            conversation.transcript(),
+            "User: A table please\nAI: One moment.\nAI: It is booked."
+        );
+        let messages = conversation.messages();
+        let roles: Vec<_> = messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
+        assert_eq!(
+            roles,
+            [
+                "user",
+                "assistant",
+                "tool_calls",
+                "tool_call_result",
+                "tool_call_result",
+                "assistant"
+            ]
+        );
+        assert_eq!(messages[2]["toolCalls"][1]["function"]["name"], "lookUp");
+        assert_eq!(
+            messages[3],
+            json!({"role": "tool_call_result", "toolCallId": reply.tool_calls[0].id, "name": "book", "result": "booked",
+                "content": "booked", "message": "booked", "mocked": true, "speaker": "target",
+                "time": 2000, "endTime": 2010, "secondsFromStart": 1.0})
+        );
+    }
+
+    #[test]
+    fn every_way_to_end() {
+        let ended = |replies: Vec<ChatReply>| {
+            let mut conversation = Conversation::new(plan(), vec![]);
+            for reply in replies {
+                assert_eq!(conversation.ended(), None);
+                feed(&mut conversation, reply, 0);
+            }
+            match conversation.next(0) {
+                Next::End(reason) => (Some(reason), conversation),
+                _ => (None, conversation),
+            }
+        };
+        let mut goodbye = calls(Some("Thanks, bye"), &["endCall"]);
+        goodbye.tool_calls[0].arguments = r#"{"reason":"done"}"#.to_owned();
+        let (reason, conversation) = ended(vec![goodbye]);
+        assert_eq!(reason, Some(EndedReason::CustomerEndedCall));
+        assert_eq!(conversation.hang_up_reason().as_deref(), Some("done"));
+        assert_eq!(conversation.transcript(), "User: Thanks, bye");
+        assert_eq!(conversation.messages()[1]["speaker"], "tester");
+        let (reason, conversation) = ended(vec![text("a"), calls(None, &["endCall"])]);
+        assert_eq!(reason, Some(EndedReason::AssistantEndedCall));
+        assert_eq!(conversation.transcript(), "User: a\nAI: Bye Ann.");
+        assert_eq!(
+            ended(vec![text("a"), text("so have a nice day!")]).0,
+            Some(EndedReason::AssistantSaidEndCallPhrase)
+        );
+        assert_eq!(
+            ended(vec![text("have a nice day")]).0,
+            None,
+            "the phrase of the other side"
+        );
+        assert_eq!(
+            ended(vec![text("a"), text(" "), ChatReply::default()]).0,
+            Some(EndedReason::SilenceTimedOut)
+        );
+        assert_eq!(ended(vec![text("a"), text(""), text("b"), text("")]).0, None);
+        assert_eq!(
+            ended((0..40).map(|_| text("x")).collect()).0,
+            Some(EndedReason::MaxTurnsReached)
+        );
+        assert_eq!(ended((0..39).map(|_| text("x")).collect()).0, None);
+        let rounds = |n| {
+            std::iter::once(text("a"))
+                .chain((0..n).map(|_| calls(None, &["book"])))
+                .collect()
+        };
+        assert_eq!(ended(rounds(8)).0, None);
+        assert_eq!(ended(rounds(9)).0, Some(EndedReason::MaxToolRoundsReached));
+        let mut conversation = Conversation::new(plan(), vec![]);
+        feed(&mut conversation, text("a"), 1000);
+        assert!(matches!(conversation.next(60_999), Next::Call { .. }));
+        assert_eq!(
+            conversation.next(61_000),
+            Next::End(EndedReason::ExceededMaxDuration)
+        );
+        for reason in [
+            EndedReason::MaxToolRoundsReached,
+            EndedReason::AssistantSaidEndCallPhrase,
+        ] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+
+    #[test]
+    fn placeholders_that_cannot_be_filled_stay() {
+        let known = |name: &str| (name == "a").then(|| "{{a}}".to_owned());
+        for (text, filled) in [
+            ("{{a}}-{{ a }}", "{{a}}-{{a}}"),
+            ("{{b}} {{a", "{{b}} {{a"),
+            ("{{b | default: \"x\"}}{{b|upcase}}", "x{{b|upcase}}"),
+            ("}}{{}}é{{a}}", "}}{{}}é{{a}}"),
+        ] {
+            assert_eq!(fill(text, known), filled);
+        }
+    }
+
+    fn any_reply() -> impl Strategy<Value = ChatReply> {
+        let names = prop::collection::vec(
+            prop::sample::select(vec!["book", "lookUp", "other", "dtmf"]),
+            0..3,
+        );
+        let content = prop::option::of(prop::sample::select(vec![
+            "",
+            "Hello",
+            "Yes.",
+            "have a nice day",
+            "é\"\n",
+        ]));
+        (content, names, 0..30_u8).prop_map(|(content, mut names, hang_up)| {
+            if hang_up == 0 {
+                names.push("endCall");
+            }
+            calls(content, &names)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn a_resumed_conversation_is_the_live_one(
+            replies in prop::collection::vec(any_reply(), 0..45),
+            waits in any::<bool>(),
+        ) {
+            let mut personality = personality();
+            if waits {
+                personality["firstMessageMode"] = json!("assistant-waits-for-user");
+            }
+            let plan = plan_of(personality, target(), overrides(), mocks());
+            let mut live = Conversation::new(Arc::clone(&plan), vec![]);
+            let mut stored: Vec<String> = vec![];
+            for (step, reply) in (0..).zip(replies) {
+                let read = stored.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+                let resumed = Conversation::new(Arc::clone(&plan), read);
+                let next = live.next(step * 700);
+                prop_assert_eq!(&next, &resumed.next(step * 700));
+                prop_assert_eq!(live.messages(), resumed.messages());
+                let record = match next {
+                    Next::End(_) => break,
+                    Next::Say { speaker, text } => live.say(speaker, text, step * 700),
+                    Next::Call { request, .. } => {
+                        // What a server checks: every tool call is answered, nothing is empty.
+                        let messages = serde_json::to_value(&request.messages).unwrap();
+                        let messages = messages.as_array().unwrap();
+                        let calls = messages.iter().flat_map(|m| m["tool_calls"].as_array().into_iter().flatten()).count();
+                        prop_assert_eq!(calls, messages.iter().filter(|m| m["role"] == "tool").count());
+                        prop_assert!(messages.iter().all(|m| m["content"] != "" && (m["content"].is_string() || m.get("tool_calls").is_some())));
+                        live.accept(reply, step * 700, step * 700 + 1)
+                    }
+                };
+                prop_assert_eq!(i64::from(record.n), step);
+                stored.push(serde_json::to_string(&record).unwrap());
+                live.push(record);
+            }
+        }
+    }
+}

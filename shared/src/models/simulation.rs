@@ -1,0 +1,797 @@
+//! Definitions of simulations: personalities, scenarios, simulations and suites.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::assistant::CreateAssistant;
+use super::evaluation::{EvaluationPlanItem, LatencyExpectation};
+use super::{Object, Validate, check, kinds, lenient};
+
+/// A new personality: who the tester plays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreatePersonality {
+    /// Display name.
+    pub name: String,
+    /// The tester's configuration.
+    pub assistant: CreateAssistant,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// Changes to a personality.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdatePersonality {
+    /// Display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The tester's configuration, replaced as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assistant: Option<CreateAssistant>,
+    /// Folder it is filed under; `null` removes it from its folder.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub path: Option<Option<String>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A stored personality.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Personality {
+    /// Unique id.
+    pub id: String,
+    /// The organisation it belongs to; none for a built-in one.
+    pub org_id: Option<String>,
+    /// When it was created.
+    pub created_at: String,
+    /// When it was last changed.
+    pub updated_at: String,
+    /// Display name.
+    pub name: String,
+    /// The tester's configuration.
+    pub assistant: CreateAssistant,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A new scenario: what the tester tries to do and how the outcome is judged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateScenario {
+    /// Display name.
+    pub name: String,
+    /// The tester's goal.
+    pub instructions: String,
+    /// The checks that decide whether a run passes.
+    pub evaluations: Vec<EvaluationPlanItem>,
+    /// What to call when an item starts or ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Vec<SimulationHook>>,
+    /// Fields that replace the target's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_overrides: Option<Object>,
+    /// Fixed results for the target's tools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_mocks: Option<Vec<ScenarioToolMock>>,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Ceilings on the target's latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_expectations: Option<Vec<LatencyExpectation>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// Changes to a scenario; lists are replaced as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateScenario {
+    /// Display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The tester's goal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
+    /// The checks that decide whether a run passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluations: Option<Vec<EvaluationPlanItem>>,
+    /// What to call when an item starts or ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Vec<SimulationHook>>,
+    /// Fields that replace the target's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_overrides: Option<Object>,
+    /// Fixed results for the target's tools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_mocks: Option<Vec<ScenarioToolMock>>,
+    /// Folder it is filed under; `null` removes it from its folder.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub path: Option<Option<String>>,
+    /// Ceilings on the target's latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_expectations: Option<Vec<LatencyExpectation>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A stored scenario.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scenario {
+    /// Unique id.
+    pub id: String,
+    /// The organisation it belongs to.
+    pub org_id: String,
+    /// When it was created.
+    pub created_at: String,
+    /// When it was last changed.
+    pub updated_at: String,
+    /// Display name.
+    pub name: String,
+    /// The tester's goal.
+    pub instructions: String,
+    /// The checks that decide whether a run passes.
+    pub evaluations: Vec<EvaluationPlanItem>,
+    /// What to call when an item starts or ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Vec<SimulationHook>>,
+    /// Fields that replace the target's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_overrides: Option<Object>,
+    /// Fixed results for the target's tools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_mocks: Option<Vec<ScenarioToolMock>>,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Ceilings on the target's latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_expectations: Option<Vec<LatencyExpectation>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A fixed result for one of the target's tools.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScenarioToolMock {
+    /// The tool's exact name.
+    pub tool_name: String,
+    /// What the target gets instead of calling the tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// Whether the mock applies.
+    #[serde(default = "kinds::yes", deserialize_with = "kinds::on")]
+    pub enabled: bool,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// What to do when an item starts or ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulationHook {
+    /// The event.
+    pub on: SimulationHookEvent,
+    /// The actions, in order.
+    #[serde(rename = "do")]
+    pub actions: Vec<SimulationHookWebhookAction>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A request to a webhook.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulationHookWebhookAction {
+    /// The kind of action.
+    #[serde(rename = "type")]
+    pub kind: SimulationHookActionType,
+    /// Where to send it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
+    /// What the payload carries besides ids and times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include: Option<SimulationHookInclude>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// What a hook's payload carries besides ids and times.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulationHookInclude {
+    /// The transcript as text.
+    #[serde(default, deserialize_with = "kinds::off")]
+    pub transcript: bool,
+    /// The messages.
+    #[serde(default, deserialize_with = "kinds::off")]
+    pub messages: bool,
+    /// The recording's address.
+    #[serde(default, deserialize_with = "kinds::off")]
+    pub recording_url: bool,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// Where and how to send a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Server {
+    /// Seconds to wait for an answer, 20 unless given.
+    #[serde(
+        default,
+        deserialize_with = "lenient::optional_integer",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub timeout_seconds: Option<i64>,
+    /// Stored credential for authentication.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<String>,
+    /// Whether to send from fixed addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub static_ip_addresses_enabled: Option<bool>,
+    /// Paths of the body to encrypt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypted_paths: Option<Vec<String>>,
+    /// The address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Headers to send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers: Option<Object>,
+    /// How to retry; no retry unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff_plan: Option<BackoffPlan>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// How a failed request is retried.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackoffPlan {
+    /// How the delay develops.
+    #[serde(rename = "type", default, deserialize_with = "kinds::or_default")]
+    pub kind: BackoffType,
+    /// The most retries.
+    #[serde(default, deserialize_with = "kinds::integer_or_default")]
+    pub max_retries: i64,
+    /// Seconds before the first retry.
+    #[serde(
+        default,
+        deserialize_with = "kinds::or_default",
+        serialize_with = "lenient::number"
+    )]
+    pub base_delay_seconds: f64,
+    /// Statuses that are not retried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub excluded_status_codes: Option<Vec<Value>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A new simulation: one scenario played by one personality.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateSimulation {
+    /// Display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The scenario.
+    pub scenario_id: String,
+    /// The personality.
+    pub personality_id: String,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// Changes to a simulation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateSimulation {
+    /// Display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The scenario.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scenario_id: Option<String>,
+    /// The personality.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personality_id: Option<String>,
+    /// Folder it is filed under; `null` removes it from its folder.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub path: Option<Option<String>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A stored simulation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Simulation {
+    /// Unique id.
+    pub id: String,
+    /// The organisation it belongs to.
+    pub org_id: String,
+    /// When it was created.
+    pub created_at: String,
+    /// When it was last changed.
+    pub updated_at: String,
+    /// Display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The scenario.
+    pub scenario_id: String,
+    /// The personality.
+    pub personality_id: String,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A new suite of simulations.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateSimulationSuite {
+    /// Display name.
+    pub name: String,
+    /// Slack webhook for notifications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slack_webhook_url: Option<String>,
+    /// The simulations, in order.
+    pub simulation_ids: Vec<String>,
+    /// Targets the suite is meant for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_assignments: Option<Vec<TargetAssignment>>,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// Changes to a suite; lists are replaced as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateSimulationSuite {
+    /// Display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Slack webhook for notifications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slack_webhook_url: Option<String>,
+    /// The simulations, in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub simulation_ids: Option<Vec<String>>,
+    /// Targets the suite is meant for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_assignments: Option<Vec<TargetAssignment>>,
+    /// Folder it is filed under; `null` removes it from its folder.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub path: Option<Option<String>>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A stored suite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulationSuite {
+    /// Unique id.
+    pub id: String,
+    /// The organisation it belongs to.
+    pub org_id: String,
+    /// When it was created.
+    pub created_at: String,
+    /// When it was last changed.
+    pub updated_at: String,
+    /// Display name.
+    pub name: String,
+    /// Slack webhook for notifications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slack_webhook_url: Option<String>,
+    /// Folder it is filed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The simulations, in order.
+    pub simulation_ids: Vec<String>,
+    /// Targets the suite is meant for.
+    #[serde(default, deserialize_with = "kinds::or_default")]
+    pub target_assignments: Vec<TargetAssignment>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// A target that a suite is meant for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetAssignment {
+    /// The kind of target.
+    pub target_type: TargetType,
+    /// The target's id.
+    pub target_id: String,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// Why a definition cannot be deleted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InUseConflict {
+    /// What is in use.
+    pub error: InUse,
+    /// The reason in words.
+    pub message: String,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+kinds::names! {
+    /// When a hook fires; despite the names, once per item. The older names are read too.
+    SimulationHookEvent {
+        /// The item has started.
+        #[serde(alias = "call.started")]
+        Started = "simulation.run.started",
+        /// The item has ended.
+        #[serde(alias = "call.ended")]
+        Ended = "simulation.run.ended",
+    }
+}
+
+kinds::names! {
+    /// The kind of a hook's action.
+    SimulationHookActionType {
+        /// A request to a webhook.
+        Webhook = "webhook",
+    }
+}
+
+kinds::names! {
+    /// How the delay between retries develops.
+    #[derive(Default)]
+    BackoffType {
+        /// It stays the same.
+        #[default]
+        Fixed = "fixed",
+        /// It doubles.
+        Exponential = "exponential",
+    }
+}
+
+kinds::names! {
+    /// The kind of a target.
+    TargetType {
+        /// One assistant.
+        Assistant = "assistant",
+        /// A squad of assistants.
+        Squad = "squad",
+    }
+}
+
+kinds::names! {
+    /// What a simulation still uses.
+    InUse {
+        /// A scenario.
+        Scenario = "scenario_in_use",
+        /// A personality.
+        Personality = "personality_in_use",
+    }
+}
+
+impl BackoffPlan {
+    /// Whether an answer with `status` must not be retried.
+    #[must_use]
+    pub fn excludes(&self, status: u16) -> bool {
+        let codes = self.excluded_status_codes.as_deref().unwrap_or_default();
+        codes.iter().any(|code| code.as_f64() == Some(f64::from(status)))
+    }
+}
+
+/// Sets each field that a PATCH body gives.
+macro_rules! take {
+    ($from:ident => $to:ident: $($field:ident),+) => {
+        $(if let Some(value) = $from.$field { $to.$field = value; })+
+    };
+}
+
+/// Sets each optional field that a PATCH body gives.
+macro_rules! take_some {
+    ($from:ident => $to:ident: $($field:ident),+) => {
+        $(if $from.$field.is_some() { $to.$field = $from.$field; })+
+    };
+}
+
+impl Personality {
+    /// A new record of `create`, made at `now`; without an organisation it is a built-in one.
+    #[must_use]
+    pub fn new(id: String, org_id: Option<String>, now: String, create: CreatePersonality) -> Self {
+        Self {
+            id,
+            org_id,
+            created_at: now.clone(),
+            updated_at: now,
+            name: create.name,
+            assistant: create.assistant,
+            path: create.path,
+            extra: kinds::unclaimed(create.extra, kinds::STORED),
+        }
+    }
+
+    /// Takes over what `patch` gives.
+    pub fn apply(&mut self, patch: UpdatePersonality, now: String) {
+        take!(patch => self: name, assistant, path);
+        kinds::merge(&mut self.extra, patch.extra);
+        self.updated_at = now;
+    }
+}
+
+impl Scenario {
+    /// A new record of `create`, made at `now`.
+    #[must_use]
+    pub fn new(id: String, org_id: String, now: String, create: CreateScenario) -> Self {
+        Self {
+            id,
+            org_id,
+            created_at: now.clone(),
+            updated_at: now,
+            name: create.name,
+            instructions: create.instructions,
+            evaluations: create.evaluations,
+            hooks: create.hooks,
+            target_overrides: create.target_overrides,
+            tool_mocks: create.tool_mocks,
+            path: create.path,
+            latency_expectations: create.latency_expectations,
+            extra: kinds::unclaimed(create.extra, kinds::STORED),
+        }
+    }
+
+    /// Takes over what `patch` gives.
+    pub fn apply(&mut self, patch: UpdateScenario, now: String) {
+        take!(patch => self: name, instructions, evaluations, path);
+        take_some!(patch => self: hooks, target_overrides, tool_mocks, latency_expectations);
+        kinds::merge(&mut self.extra, patch.extra);
+        self.updated_at = now;
+    }
+}
+
+impl Simulation {
+    /// A new record of `create`, made at `now`.
+    #[must_use]
+    pub fn new(id: String, org_id: String, now: String, create: CreateSimulation) -> Self {
+        Self {
+            id,
+            org_id,
+            created_at: now.clone(),
+            updated_at: now,
+            name: create.name,
+            scenario_id: create.scenario_id,
+            personality_id: create.personality_id,
+            path: create.path,
+            extra: kinds::unclaimed(create.extra, kinds::STORED),
+        }
+    }
+
+    /// Takes over what `patch` gives.
+    pub fn apply(&mut self, patch: UpdateSimulation, now: String) {
+        take!(patch => self: scenario_id, personality_id, path);
+        take_some!(patch => self: name);
+        kinds::merge(&mut self.extra, patch.extra);
+        self.updated_at = now;
+    }
+}
+
+impl SimulationSuite {
+    /// A new record of `create`, made at `now`.
+    #[must_use]
+    pub fn new(id: String, org_id: String, now: String, create: CreateSimulationSuite) -> Self {
+        Self {
+            id,
+            org_id,
+            created_at: now.clone(),
+            updated_at: now,
+            name: create.name,
+            slack_webhook_url: create.slack_webhook_url,
+            path: create.path,
+            simulation_ids: create.simulation_ids,
+            target_assignments: create.target_assignments.unwrap_or_default(),
+            extra: kinds::unclaimed(create.extra, kinds::STORED),
+        }
+    }
+
+    /// Takes over what `patch` gives.
+    pub fn apply(&mut self, patch: UpdateSimulationSuite, now: String) {
+        take!(patch => self: name, simulation_ids, target_assignments, path);
+        take_some!(patch => self: slack_webhook_url);
+        kinds::merge(&mut self.extra, patch.extra);
+        self.updated_at = now;
+    }
+}
+
+/// The longest display name.
+pub(crate) const NAME: usize = 80;
+/// The longest instructions.
+const INSTRUCTIONS: usize = 10_000;
+
+impl Validate for CreatePersonality {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        check::length(path, "name", &self.name, 0, NAME, faults);
+        self.assistant.validate(&check::join(path, "assistant"), faults);
+        kinds::folder(path, self.path.as_ref(), faults);
+    }
+}
+
+impl Validate for UpdatePersonality {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        kinds::text(path, "name", self.name.as_ref(), NAME, faults);
+        self.assistant.validate(&check::join(path, "assistant"), faults);
+        kinds::folder(path, self.path.iter().flatten().next(), faults);
+    }
+}
+
+impl Validate for CreateScenario {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        check::length(path, "name", &self.name, 0, NAME, faults);
+        check::length(path, "instructions", &self.instructions, 0, INSTRUCTIONS, faults);
+        self.evaluations
+            .validate(&check::join(path, "evaluations"), faults);
+        self.hooks.validate(&check::join(path, "hooks"), faults);
+        self.latency_expectations
+            .validate(&check::join(path, "latencyExpectations"), faults);
+        kinds::folder(path, self.path.as_ref(), faults);
+    }
+}
+
+impl Validate for UpdateScenario {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        kinds::text(path, "name", self.name.as_ref(), NAME, faults);
+        kinds::text(
+            path,
+            "instructions",
+            self.instructions.as_ref(),
+            INSTRUCTIONS,
+            faults,
+        );
+        self.evaluations
+            .validate(&check::join(path, "evaluations"), faults);
+        self.hooks.validate(&check::join(path, "hooks"), faults);
+        self.latency_expectations
+            .validate(&check::join(path, "latencyExpectations"), faults);
+        kinds::folder(path, self.path.iter().flatten().next(), faults);
+    }
+}
+
+impl Validate for SimulationHook {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        self.actions.validate(&check::join(path, "do"), faults);
+    }
+}
+
+impl Validate for SimulationHookWebhookAction {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        self.server.validate(&check::join(path, "server"), faults);
+    }
+}
+
+impl Validate for Server {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        let timeout = self.timeout_seconds.map(kinds::float);
+        kinds::range(path, "timeoutSeconds", timeout, 1.0, 300.0, faults);
+        self.backoff_plan
+            .validate(&check::join(path, "backoffPlan"), faults);
+    }
+}
+
+impl Validate for BackoffPlan {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        check::range(
+            path,
+            "maxRetries",
+            kinds::float(self.max_retries),
+            0.0,
+            10.0,
+            faults,
+        );
+        check::range(
+            path,
+            "baseDelaySeconds",
+            self.base_delay_seconds,
+            0.0,
+            10.0,
+            faults,
+        );
+    }
+}
+
+impl Validate for CreateSimulation {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        kinds::text(path, "name", self.name.as_ref(), NAME, faults);
+        check::uuid(path, "scenarioId", &self.scenario_id, faults);
+        check::uuid(path, "personalityId", &self.personality_id, faults);
+        kinds::folder(path, self.path.as_ref(), faults);
+    }
+}
+
+impl Validate for UpdateSimulation {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        kinds::text(path, "name", self.name.as_ref(), NAME, faults);
+        kinds::id(path, "scenarioId", self.scenario_id.as_ref(), faults);
+        kinds::id(path, "personalityId", self.personality_id.as_ref(), faults);
+        kinds::folder(path, self.path.iter().flatten().next(), faults);
+    }
+}
+
+impl Validate for CreateSimulationSuite {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        check::length(path, "name", &self.name, 0, NAME, faults);
+        self.target_assignments
+            .validate(&check::join(path, "targetAssignments"), faults);
+        kinds::folder(path, self.path.as_ref(), faults);
+    }
+}
+
+impl Validate for UpdateSimulationSuite {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        kinds::text(path, "name", self.name.as_ref(), NAME, faults);
+        self.target_assignments
+            .validate(&check::join(path, "targetAssignments"), faults);
+        kinds::folder(path, self.path.iter().flatten().next(), faults);
+    }
+}
+
+impl Validate for TargetAssignment {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        check::uuid(path, "targetId", &self.target_id, faults);
+    }
+}

@@ -1,0 +1,243 @@
+//! Where an outgoing request may go: the HTTP clients for targets that the operator chose and for those that a user chose.
+//!
+//! A user's target never reaches a private, loopback, link-local or metadata address. The addresses are checked in the
+//! client's own resolver, so what was checked is what is connected to; a literal address is checked before the request.
+
+use std::{
+    error::Error,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    sync::Arc,
+    time::Duration,
+};
+
+use reqwest::{
+    Client, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect::Policy,
+};
+
+/// A target that an untrusted request may not reach.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{host} is a private, local or otherwise reserved address, or leads only to such addresses")]
+pub struct Refused {
+    /// The host as the URL names it.
+    pub host: String,
+}
+
+impl Refused {
+    /// The refusal that `error` or one of its causes is.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        std::iter::successors(Some(error), |&error| error.source()).find_map(<dyn Error>::downcast_ref)
+    }
+}
+
+/// Whether `address` is one of the public internet.
+#[must_use]
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_public_v4(v4),
+        IpAddr::V6(v6) => is_public_v6(v6),
+    }
+}
+
+const fn is_public_v4(address: Ipv4Addr) -> bool {
+    !matches!(
+        address.octets(),
+        // This network, private, shared (CGNAT), loopback, link-local with the metadata address.
+        [0 | 10 | 127, ..] | [100, 64..=127, ..] | [169, 254, ..] | [172, 16..=31, ..] | [192, 168, ..]
+        // Protocol assignments, documentation, the 6to4 relay, benchmarking, multicast, reserved, broadcast.
+        | [192, 0, 0 | 2, _] | [192, 88, 99, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _]
+        | [224..=255, ..]
+        // The platform address of Azure's virtual machines.
+        | [168, 63, 129, 16]
+    )
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let embedded = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match address.segments() {
+        // IPv4 mapped, NAT64 and 6to4 are as public as the IPv4 address within.
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => embedded(high, low),
+        // Protocol assignments (Teredo among them) and documentation.
+        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
+        // Global unicast; everything else is local, multicast or reserved.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+/// The machine's resolver without the addresses that are not public.
+#[derive(Debug, Clone, Copy)]
+struct PublicResolver;
+
+impl Resolve for PublicResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            let lookup = host.clone();
+            let found = tokio::task::spawn_blocking(move || {
+                (lookup.as_str(), 0).to_socket_addrs().map(Vec::from_iter)
+            })
+            .await??;
+            let public: Vec<SocketAddr> = found
+                .into_iter()
+                .filter(|address| is_public(address.ip()))
+                .collect();
+            if public.is_empty() {
+                return Err(Refused { host }.into());
+            }
+            Ok(Box::new(public.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// The HTTP clients, built once per process. HTTP/1.1, kept-alive connections, no redirects followed, no proxy.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    open: Client,
+    guarded: Client,
+    allow_private_targets: bool,
+}
+
+impl Outbound {
+    /// Both clients. With `allow_private_targets` the guard lets everything pass.
+    ///
+    /// # Errors
+    /// TLS cannot be set up, for example because the machine has no root certificates.
+    pub fn new(allow_private_targets: bool) -> Result<Self, reqwest::Error> {
+        let builder = || {
+            Client::builder()
+                .http1_only()
+                .no_proxy()
+                .redirect(Policy::none())
+                .connect_timeout(Duration::from_secs(10))
+                .user_agent(concat!("ringback/", env!("CARGO_PKG_VERSION")))
+        };
+        Ok(Self {
+            open: builder().build()?,
+            guarded: builder().dns_resolver(Arc::new(PublicResolver)).build()?,
+            allow_private_targets,
+        })
+    }
+
+    /// The client for `url`. `trusted` says that the operator chose it, not a user.
+    ///
+    /// # Errors
+    /// The URL names an address that an untrusted request may not reach. A name that leads to one fails when it is
+    /// resolved: see [`Refused::find`].
+    pub fn client(&self, url: &Url, trusted: bool) -> Result<&Client, Refused> {
+        if trusted || self.allow_private_targets {
+            return Ok(&self.open);
+        }
+        let host = url.host_str().unwrap_or_default();
+        match host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<IpAddr>()
+        {
+            Ok(address) if !is_public(address) => Err(Refused {
+                host: host.to_owned(),
+            }),
+            _ => Ok(&self.guarded),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_public_addresses_pass() {
+        for (address, public) in [
+            ("1.1.1.1", true),
+            ("100.63.255.255", true),
+            ("172.32.0.1", true),
+            ("192.0.1.1", true),
+            ("2606:4700::1111", true),
+            ("::ffff:1.1.1.1", true),
+            ("64:ff9b::1.1.1.1", true),
+            ("0.0.0.0", false),
+            ("10.0.0.1", false),
+            ("100.64.0.1", false),
+            ("100.100.100.200", false),
+            ("127.0.0.1", false),
+            ("127.255.0.1", false),
+            ("168.63.129.16", false),
+            ("169.254.169.254", false),
+            ("172.16.0.1", false),
+            ("172.31.255.255", false),
+            ("192.0.0.192", false),
+            ("192.168.1.1", false),
+            ("198.18.0.1", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::", false),
+            ("::1", false),
+            ("::127.0.0.1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:169.254.169.254", false),
+            ("64:ff9b::a9fe:a9fe", false),
+            ("64:ff9b:1::1.1.1.1", false),
+            ("2002:7f00:1::", false),
+            ("2001::1", false),
+            ("2001:db8::1", false),
+            ("fc00::1", false),
+            ("fd00:ec2::254", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(is_public(address.parse().unwrap()), public, "{address}");
+        }
+    }
+
+    #[test]
+    fn literal_addresses_are_seen_in_every_spelling() {
+        let outbound = Outbound::new(false).unwrap();
+        for url in [
+            "http://127.0.0.1/",
+            "http://127.1/",
+            "http://0x7f000001/",
+            "http://2130706433/",
+            "http://0177.0.0.1/",
+            "http://127.0.0.1./",
+            "http://[::1]:8080/",
+            "http://[::ffff:7f00:1]/",
+            "http://user@169.254.169.254/latest",
+        ] {
+            let url = url.parse().unwrap();
+            assert!(outbound.client(&url, false).is_err(), "{url}");
+            assert!(outbound.client(&url, true).is_ok());
+            assert!(Outbound::new(true).unwrap().client(&url, false).is_ok());
+        }
+        assert!(
+            outbound
+                .client(&"https://example.com/".parse().unwrap(), false)
+                .is_ok()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_a_local_address_is_refused() {
+        let outbound = Outbound::new(false).unwrap();
+        let url: Url = "http://localhost:1/".parse().unwrap();
+        let error = outbound
+            .client(&url, false)
+            .unwrap()
+            .get(url)
+            .send()
+            .await
+            .unwrap_err();
+        assert_eq!(
+            Refused::find(&error),
+            Some(&Refused {
+                host: "localhost".into()
+            })
+        );
+    }
+}

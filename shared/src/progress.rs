@@ -1,0 +1,171 @@
+//! What moves a run forward: expansion, cancellation, recounting, the end. `relay` does it when the stream tells of a
+//! change, `sweep` when something has been owed for too long, the API when it must not wait. All of them may do it at once.
+
+use uuid::Uuid;
+
+use crate::{
+    clock::Deadline,
+    context::{BoxError, Context},
+    lifecycle::{Owed, Tally},
+    store::{ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError},
+};
+
+/// Time that is kept back, so that an invocation ends before its deadline.
+const MARGIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Does what is owed to a run until nothing but its items' own work is left, or the deadline is near; whoever finds the
+/// head next goes on from there.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result<RunHead, BoxError> {
+    let mut head = expand_until(ctx, head, u32::MAX, deadline).await?;
+    while head.canceled_at.is_some()
+        && head.state != RunState::Ended
+        && head.expanded == head.total
+        && head.cancel_cursor < head.total
+        && deadline.left() > MARGIN
+    {
+        let until = head.cancel_cursor.saturating_add(PARTITION).min(head.total);
+        for item in ctx
+            .store
+            .items_from(head.id, head.cancel_cursor, until - head.cancel_cursor)
+            .await?
+        {
+            if item.state.is_terminal() {
+                continue;
+            }
+            let now = ctx.clock.now_ms();
+            match ctx.store.transition(item, |item| item.cancel(now)).await {
+                Ok(_) | Err(TransitionError::Refused { .. }) => {}
+                Err(TransitionError::Store(error)) => return Err(error.into()),
+            }
+        }
+        head = ctx
+            .store
+            .change_run(head, ctx.clock.now_ms(), |head| {
+                let further = head.cancel_cursor < until;
+                head.cancel_cursor = head.cancel_cursor.max(until);
+                further
+            })
+            .await?;
+    }
+    Ok(head)
+}
+
+/// Stores a run's items until that with `index` is there.
+///
+/// # Errors
+/// When the table cannot be written.
+pub async fn expand_until(
+    ctx: &Context,
+    mut head: RunHead,
+    index: u32,
+    deadline: Deadline,
+) -> Result<RunHead, StoreError> {
+    while head.expanded < head.total && head.expanded <= index && deadline.left() > MARGIN {
+        head = ctx.store.expand(&head, ctx.clock.now_ms()).await?;
+    }
+    Ok(head)
+}
+
+/// Recounts one partition of a run from its items and follows up: the run has started, the run is over.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Result<(), StoreError> {
+    let (items, before) = ctx.store.partition(run, partition).await?;
+    let tally = Tally::of(&items);
+    let changed = before
+        .as_ref()
+        .map_or_else(|| tally.is_under_way(), |before| before.tally != tally);
+    if changed {
+        let versions = items.iter().map(|item| item.version).sum();
+        ctx.store
+            .put_tally(
+                run,
+                partition,
+                &StoredTally {
+                    tally: tally.clone(),
+                    versions,
+                },
+            )
+            .await?;
+    }
+    let full = tally.total > 0 && tally.terminal() == tally.total;
+    if !full && before.is_some_and(|before| before.tally.is_under_way()) {
+        return Ok(());
+    }
+    if full || tally.is_under_way() {
+        settle(ctx, org, run, full).await?;
+    }
+    Ok(())
+}
+
+/// Brings a run's head up to its tallies: started, and with `maybe_over` ended if all its items are over.
+async fn settle(ctx: &Context, org: Uuid, run: Uuid, maybe_over: bool) -> Result<(), StoreError> {
+    let Some(head) = ctx.store.run(org, run).await? else {
+        return Ok(());
+    };
+    if head.state == RunState::Ended {
+        return Ok(());
+    }
+    let counts = if maybe_over && head.expanded == head.total {
+        Some(ctx.store.tally(run, head.total).await?).filter(|tally| tally.terminal() == head.total)
+    } else {
+        None
+    };
+    let now = ctx.clock.now_ms();
+    ctx.store
+        .change_run(head, now, |head| {
+            if head.state == RunState::Ended || (head.state == RunState::Running && counts.is_none()) {
+                return false;
+            }
+            head.started_at.get_or_insert(now);
+            head.state = RunState::Running;
+            if let Some(counts) = &counts {
+                head.state = RunState::Ended;
+                head.ended_at = Some(now);
+                head.counts = Some(counts.clone());
+            }
+            true
+        })
+        .await?;
+    Ok(())
+}
+
+/// Recounts all of a run: what `sweep` does for a run that was quiet for long.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn recount_all(ctx: &Context, head: &RunHead, deadline: Deadline) -> Result<(), StoreError> {
+    for partition in 0..head.partitions() {
+        if deadline.left() <= MARGIN {
+            break;
+        }
+        recount(ctx, head.org, head.id, partition).await?;
+    }
+    settle(ctx, head.org, head.id, true).await
+}
+
+/// Puts an item that is due on its queue again, after its next look was moved forward. With `void_leases`, whoever held
+/// it is known to be gone. Nothing happens when somebody was faster.
+///
+/// # Errors
+/// When the table or the queue cannot be written.
+pub async fn requeue(ctx: &Context, at: ItemKey, void_leases: bool) -> Result<(), BoxError> {
+    let now = ctx.clock.now_ms();
+    let Some(item) = ctx.store.item(at).await? else {
+        return Ok(());
+    };
+    match ctx
+        .store
+        .transition(item, |item| item.requeue(void_leases, now))
+        .await
+    {
+        Ok(item) if item.owed == Owed::Nothing => Ok(()),
+        Ok(item) => Ok(ctx.queues.send(&[item], now).await?),
+        Err(TransitionError::Refused { .. }) => Ok(()),
+        Err(TransitionError::Store(error)) => Err(error.into()),
+    }
+}

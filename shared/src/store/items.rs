@@ -1,0 +1,433 @@
+//! Run items: their heads, their tallies, and what their conversations and judgements produced.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use uuid::Uuid;
+
+use super::{
+    Condition, Range, Row, Store, StoreError, Write, WriteError, assemble, document, integer, number, read,
+    schema, string, text, write,
+};
+use crate::lifecycle::{Item, Refused, Tally};
+
+/// How many items of a run share a partition.
+pub const PARTITION: u32 = 100;
+/// How often a decision is taken again because somebody wrote in between.
+const DECISION_TRIES: u32 = 10;
+
+/// Names an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ItemKey {
+    /// The run.
+    pub run: Uuid,
+    /// The item's place in it.
+    pub index: u32,
+}
+
+impl ItemKey {
+    pub(super) fn partition(run: Uuid, partition: u32) -> String {
+        format!("RUN#{run}#{partition}")
+    }
+
+    pub(super) fn pk(&self) -> String {
+        Self::partition(self.run, self.index / PARTITION)
+    }
+
+    pub(super) fn sk(&self) -> String {
+        format!("ITEM#{:08}", self.index)
+    }
+}
+
+/// Why an item is not as a decision wanted it.
+#[derive(Debug, thiserror::Error)]
+pub enum TransitionError {
+    /// The decision does not fit the item as it is.
+    #[error("{why}")]
+    Refused {
+        /// Why not.
+        why: Refused,
+        /// The item as it is.
+        item: Box<Item>,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an item's conversation and judgement produced so far, as the JSON texts that were stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ItemDetail {
+    /// The replies in order.
+    pub turns: Vec<String>,
+    /// Extractions that were kept before the verdict.
+    pub extracts: Vec<String>,
+    /// The results.
+    pub result: Option<String>,
+}
+
+/// A partition's tally as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTally {
+    /// The counts.
+    pub tally: Tally,
+    /// The sum of the versions of the items that were counted.
+    pub versions: u64,
+}
+
+/// A row to which something is owed, as the index names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueKey {
+    pub(super) pk: String,
+    pub(super) sk: String,
+    /// Since when, in milliseconds since the Unix epoch.
+    pub due_at: i64,
+}
+
+impl DueKey {
+    /// The item, if the row is one.
+    #[must_use]
+    pub fn item(&self) -> Option<ItemKey> {
+        let (run, _) = self.pk.strip_prefix("RUN#")?.split_once('#')?;
+        let index = self.sk.strip_prefix("ITEM#")?;
+        Some(ItemKey {
+            run: run.parse().ok()?,
+            index: index.parse().ok()?,
+        })
+    }
+
+    /// The org and the run, if the row is a run's head.
+    #[must_use]
+    pub fn run(&self) -> Option<(Uuid, Uuid)> {
+        let org = self.pk.strip_prefix("ORG#")?.strip_suffix("#run")?;
+        Some((org.parse().ok()?, self.sk.parse().ok()?))
+    }
+}
+
+/// The partition of the index that a row is in.
+pub(super) fn due_shard(spread: u128) -> String {
+    format!("DUE#{}", spread % u128::from(schema::DUE_SHARDS))
+}
+
+pub(super) fn item_row(item: &Item) -> Result<Row, StoreError> {
+    let at = ItemKey {
+        run: item.run,
+        index: item.index,
+    };
+    let mut row = write(&at.pk(), &at.sk(), item)?;
+    if item.due_at.is_some() {
+        row.insert(
+            "dueShard".to_owned(),
+            text(due_shard(item.run.as_u128() + u128::from(item.index))),
+        );
+    }
+    Ok(row)
+}
+
+fn detail_pk(item: Uuid) -> String {
+    format!("ITEM#{item}")
+}
+
+impl Store {
+    /// Reads an item's head.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn item(&self, at: ItemKey) -> Result<Option<Item>, StoreError> {
+        self.get(&at.pk(), &at.sk()).await?.map(read).transpose()
+    }
+
+    /// Reads items by index, in the order of the indexes; those that are not stored yet are left out.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn items(&self, run: Uuid, indexes: &[u32]) -> Result<Vec<Item>, StoreError> {
+        let keys = indexes
+            .iter()
+            .map(|&index| ItemKey { run, index })
+            .map(|at| (at.pk(), at.sk()))
+            .collect();
+        let rows = self.batch_get(keys).await?;
+        let mut items: Vec<Item> = rows.into_iter().map(read).collect::<Result<_, _>>()?;
+        items.sort_by_key(|item| item.index);
+        Ok(items)
+    }
+
+    /// Reads all items of one partition and its tally, consistently.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn partition(
+        &self,
+        run: Uuid,
+        partition: u32,
+    ) -> Result<(Vec<Item>, Option<StoredTally>), StoreError> {
+        let rows = self
+            .query(&ItemKey::partition(run, partition), Range::All, true, None)
+            .await?;
+        let mut items = Vec::with_capacity(rows.len());
+        let mut tally = None;
+        for row in rows {
+            match string(&row, "sk")? {
+                "TALLY" => tally = Some(read_tally(row)?),
+                _ => items.push(read(row)?),
+            }
+        }
+        Ok((items, tally))
+    }
+
+    /// Takes a decision on an item: writes `decide(item)` on the condition that nobody wrote since `item` was read. When
+    /// somebody did, the decision is taken again on their item.
+    ///
+    /// # Errors
+    /// [`TransitionError::Refused`] with the item as it is when `decide` refuses; otherwise what the store says.
+    pub async fn transition(
+        &self,
+        item: Item,
+        decide: impl Fn(&Item) -> Result<Item, Refused>,
+    ) -> Result<Item, TransitionError> {
+        self.transition_with(item, decide, &[]).await
+    }
+
+    async fn transition_with(
+        &self,
+        mut item: Item,
+        decide: impl Fn(&Item) -> Result<Item, Refused>,
+        with: &[Row],
+    ) -> Result<Item, TransitionError> {
+        for _ in 0..DECISION_TRIES {
+            let next = match decide(&item) {
+                Ok(next) => next,
+                Err(why) => {
+                    return Err(TransitionError::Refused {
+                        why,
+                        item: Box::new(item),
+                    });
+                }
+            };
+            let condition = Condition::Version(item.version);
+            let row = item_row(&next)?;
+            let written = if with.is_empty() {
+                self.put(row, Some(condition)).await
+            } else {
+                let mut writes = vec![Write::put(row, condition)];
+                writes.extend(with.iter().cloned().map(Write::plain));
+                self.transact(writes).await
+            };
+            match written {
+                Ok(()) => return Ok(next),
+                Err(WriteError::Condition(Some(row))) => item = read(row)?,
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+        }
+        Err(StoreError::Throttled("an item is written by too many at once".to_owned()).into())
+    }
+
+    /// Takes the decision that ends an item, together with its results (a JSON text): both or neither.
+    ///
+    /// # Errors
+    /// As [`Store::transition`].
+    pub async fn conclude(
+        &self,
+        item: Item,
+        decide: impl Fn(&Item) -> Result<Item, Refused>,
+        result: &str,
+    ) -> Result<Item, TransitionError> {
+        let (head, parts) = document(&detail_pk(item.id()), "RESULT", result);
+        self.batch_put(parts).await?;
+        self.transition_with(item, decide, &[head]).await
+    }
+
+    /// Appends a reply (a JSON text) to an item's conversation as its `n`-th.
+    ///
+    /// # Errors
+    /// [`StoreError::is_duplicate`] when another worker appended the `n`-th first.
+    pub async fn append_turn(&self, item: Uuid, n: u32, reply: &str) -> Result<(), StoreError> {
+        self.append(item, &format!("TURN#{n:06}"), reply).await
+    }
+
+    /// Keeps the `n`-th extraction (a JSON text) of an item.
+    ///
+    /// # Errors
+    /// [`StoreError::is_duplicate`] when another worker kept one first.
+    pub async fn keep_extraction(&self, item: Uuid, n: u32, extraction: &str) -> Result<(), StoreError> {
+        self.append(item, &format!("EXTRACT#{n:06}"), extraction).await
+    }
+
+    async fn append(&self, item: Uuid, sk: &str, body: &str) -> Result<(), StoreError> {
+        let (head, parts) = document(&detail_pk(item), sk, body);
+        self.batch_put(parts).await?;
+        Ok(self.put(head, Some(Condition::Absent)).await?)
+    }
+
+    /// Reads everything that an item's conversation and judgement produced.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn item_detail(&self, item: Uuid) -> Result<ItemDetail, StoreError> {
+        let rows = self.query(&detail_pk(item), Range::All, true, None).await?;
+        let mut detail = ItemDetail::default();
+        for (row, body) in assemble(rows)? {
+            let sk = string(&row, "sk")?;
+            if sk.starts_with("TURN#") {
+                detail.turns.push(body);
+            } else if sk.starts_with("EXTRACT#") {
+                detail.extracts.push(body);
+            } else if sk == "RESULT" {
+                detail.result = Some(body);
+            }
+        }
+        Ok(detail)
+    }
+
+    /// Writes a partition's tally unless one of later items is there.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn put_tally(&self, run: Uuid, partition: u32, stored: &StoredTally) -> Result<(), StoreError> {
+        let mut row = write(&ItemKey::partition(run, partition), "TALLY", &stored.tally)?;
+        row.insert("versions".to_owned(), number(stored.versions));
+        match self
+            .put(row, Some(Condition::AbsentOrOlder(stored.versions)))
+            .await
+        {
+            Ok(()) | Err(WriteError::Condition(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads the tallies of a run with `total` items, added up. Items that nobody counted yet are queued.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn tally(&self, run: Uuid, total: u32) -> Result<Tally, StoreError> {
+        let keys = (0..total.div_ceil(PARTITION))
+            .map(|partition| (ItemKey::partition(run, partition), "TALLY".to_owned()))
+            .collect();
+        let mut sum = Tally::default();
+        for row in self.batch_get(keys).await? {
+            sum = sum.add(&read_tally(row)?.tally);
+        }
+        sum.queued += total.saturating_sub(sum.total);
+        sum.total = total;
+        Ok(sum)
+    }
+
+    /// Rows that were due at `now` (milliseconds since the Unix epoch), or all to which anything is owed; at most `limit`
+    /// from each of the index's partitions.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn due(&self, now: Option<i64>, limit: i32) -> Result<Vec<DueKey>, StoreError> {
+        let shards: Vec<Vec<DueKey>> = stream::iter(0..schema::DUE_SHARDS)
+            .map(|shard| self.due_in(shard, now, limit))
+            .buffered(4)
+            .try_collect()
+            .await?;
+        Ok(shards.into_iter().flatten().collect())
+    }
+
+    async fn due_in(&self, shard: u32, now: Option<i64>, limit: i32) -> Result<Vec<DueKey>, StoreError> {
+        let mut due = Vec::new();
+        let mut start = None;
+        loop {
+            let answer = self
+                .client
+                .query()
+                .table_name(&*self.table)
+                .index_name(schema::DUE_INDEX)
+                .key_condition_expression("dueShard = :shard AND dueAt <= :now")
+                .expression_attribute_values(":shard", text(due_shard(u128::from(shard))))
+                .expression_attribute_values(":now", number(now.unwrap_or(i64::MAX >> 10)))
+                .set_exclusive_start_key(start)
+                .limit(limit)
+                .set_return_consumed_capacity(self.capacity())
+                .send()
+                .await
+                .map_err(|error| super::service_error("Query", &error))?;
+            self.meter.read("QueryDue", answer.consumed_capacity.as_slice());
+            for row in answer.items.unwrap_or_default() {
+                due.push(DueKey {
+                    pk: string(&row, "pk")?.to_owned(),
+                    sk: string(&row, "sk")?.to_owned(),
+                    due_at: integer(&row, "dueAt").unwrap_or_default(),
+                });
+            }
+            start = answer.last_evaluated_key;
+            if start.is_none() || (now.is_some() && due.len() >= usize::try_from(limit).unwrap_or(0)) {
+                return Ok(due);
+            }
+        }
+    }
+}
+
+fn read_tally(row: Row) -> Result<StoredTally, StoreError> {
+    let versions = integer(&row, "versions")
+        .and_then(|n| u64::try_from(n).ok())
+        .unwrap_or_default();
+    Ok(StoredTally {
+        tally: read(row)?,
+        versions,
+    })
+}
+
+/// Reads an item's head from a stream record's image.
+///
+/// # Errors
+/// When the image is not an item's head.
+pub fn item_from_image(image: serde_dynamo::Item) -> Result<Item, StoreError> {
+    serde_dynamo::from_item(image).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids,
+        lifecycle::{Failure, Fault},
+    };
+
+    #[test]
+    fn a_head_row_stays_below_one_kilobyte_and_reads_back() {
+        let now = 1_774_522_365_565;
+        let item = Item::admitted(ids::new_id(now), ids::new_id(now), 16_777_000, 10, now);
+        let held = item
+            .claim(
+                &format!("{}/{}", "host-123456789.local", ids::new_id(now)),
+                75_000,
+                now,
+            )
+            .unwrap();
+        let ended = held
+            .end_conversation(&held.lease.as_ref().unwrap().owner, "exceeded-max-duration", now)
+            .unwrap();
+        let judged = ended.claim_evaluation(&"o".repeat(60), 75_000, now).unwrap();
+        let reason = Failure::new(&"r".repeat(999), Some(Fault::Ringback));
+        let failed = judged.decide(&"o".repeat(60), Err(reason), now).unwrap();
+        for item in [item, held, ended, judged, failed] {
+            let row = item_row(&item).unwrap();
+            let size: usize = row
+                .iter()
+                .map(|(name, value)| name.len() + format!("{value:?}").len() - 3)
+                .sum();
+            assert!(size <= 1024, "{size} bytes: {row:?}");
+            assert_eq!(read::<Item>(row).unwrap(), item);
+        }
+    }
+
+    #[test]
+    fn due_keys_lead_back_to_their_rows() {
+        let (org, run) = (ids::new_id(1), ids::new_id(2));
+        let at = ItemKey { run, index: 250 };
+        let due = DueKey {
+            pk: at.pk(),
+            sk: at.sk(),
+            due_at: 0,
+        };
+        assert_eq!((due.item(), due.run()), (Some(at), None));
+        let due = DueKey {
+            pk: format!("ORG#{org}#run"),
+            sk: run.to_string(),
+            due_at: 0,
+        };
+        assert_eq!((due.item(), due.run()), (None, Some((org, run))));
+    }
+}

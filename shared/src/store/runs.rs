@@ -1,0 +1,516 @@
+//! Runs: their heads, what they were asked for, the snapshots they work from, and their expansion into items.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    Condition, DueKey, ItemKey, ListQuery, Listed, PARTITION, Row, Store, StoreError, Write, WriteError,
+    document,
+    items::{due_shard, item_row},
+    key, number, read, string, text, write,
+};
+use crate::lifecycle::{Item, Tally};
+
+/// How many items one transaction of the expansion puts. Partitions are a whole number of chunks.
+const CHUNK: u32 = 50;
+/// The most rows and bytes that go into the transaction that creates a run; DynamoDB allows 100 rows and 4 MB.
+const CREATION_ROWS: usize = 95;
+const CREATION_BYTES: usize = 3_000_000;
+/// How long an idempotency key is remembered, in milliseconds.
+const IDEMPOTENCY_MS: i64 = 24 * 3_600_000;
+/// How long after a run's last progress `sweep` recounts it, in milliseconds.
+const RECOUNT_AFTER_MS: i64 = 300_000;
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// No item has started.
+    Queued,
+    /// Items are under way.
+    Running,
+    /// All items are over.
+    Ended,
+}
+
+/// What the system owes a run next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunOwed {
+    /// Nothing: it has ended.
+    Nothing,
+    /// The rest of its items.
+    Expand,
+    /// The cancellation of its items.
+    Cancel,
+    /// A look at its counts, should nobody have noticed that it is over.
+    Recount,
+}
+
+/// A run's head.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunHead {
+    /// Its id.
+    pub id: Uuid,
+    /// The organization.
+    pub org: Uuid,
+    /// Where it stands.
+    pub state: RunState,
+    /// How many items it has.
+    pub total: u32,
+    /// How many of them are stored; the others are read as queued.
+    pub expanded: u32,
+    /// How often each simulation is held.
+    pub iterations: u32,
+    /// The transport, as on the wire.
+    pub transport: String,
+    /// `assistant` or `squad`.
+    pub target_type: String,
+    /// The target's id, unless it came inline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<Uuid>,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_at: i64,
+    /// When it was last written, in milliseconds since the Unix epoch.
+    pub updated_at: i64,
+    /// When its first item started, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<i64>,
+    /// When its last item was over, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<i64>,
+    /// When its cancellation was asked for, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canceled_at: Option<i64>,
+    /// Items up to here were canceled.
+    #[serde(default)]
+    pub cancel_cursor: u32,
+    /// The final counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<Tally>,
+    /// What is owed to it.
+    pub owed: RunOwed,
+    /// From when on somebody has to look after it, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<i64>,
+    /// Grows by one with every write.
+    pub version: u64,
+}
+
+impl RunHead {
+    /// How many partitions its items are in.
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        self.total.div_ceil(PARTITION)
+    }
+
+    fn next(&self, now: i64) -> Self {
+        Self {
+            version: self.version + 1,
+            updated_at: now,
+            ..self.clone()
+        }
+    }
+
+    /// What is owed now, from what is known.
+    fn owe(&mut self, now: i64) {
+        self.owed = if self.state == RunState::Ended {
+            RunOwed::Nothing
+        } else if self.expanded < self.total {
+            RunOwed::Expand
+        } else if self.canceled_at.is_some() && self.cancel_cursor < self.total {
+            RunOwed::Cancel
+        } else {
+            RunOwed::Recount
+        };
+        self.due_at = (self.owed != RunOwed::Nothing).then_some(now + RECOUNT_AFTER_MS);
+    }
+}
+
+/// One of a run's simulations, as its items name it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulationRef {
+    /// The simulation's id; one made for the run where the simulation came inline.
+    pub simulation_id: Uuid,
+    /// The scenario's id, unless it came inline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario_id: Option<Uuid>,
+    /// The personality's id, unless it came inline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality_id: Option<Uuid>,
+}
+
+/// What a run was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// The entries as the client sent them.
+    pub simulations: Value,
+    /// The target as the client sent it.
+    pub target: Value,
+    /// The simulations that the entries came to, in order.
+    pub refs: Vec<SimulationRef>,
+}
+
+/// What an item works from: taken when the run was created, never changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// The scenario.
+    pub scenario: Value,
+    /// The personality.
+    pub personality: Value,
+    /// The simulation.
+    pub simulation: Value,
+    /// The stored structured outputs that the scenario's evaluations name, by id.
+    #[serde(default)]
+    pub outputs: serde_json::Map<String, Value>,
+}
+
+/// A run to be created.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// Its id.
+    pub id: Uuid,
+    /// The organization.
+    pub org: Uuid,
+    /// How often each simulation is held.
+    pub iterations: u32,
+    /// The transport, as on the wire.
+    pub transport: String,
+    /// `assistant` or `squad`.
+    pub target_type: String,
+    /// The target's id, unless it came inline.
+    pub target_id: Option<Uuid>,
+    /// What was asked for.
+    pub manifest: Manifest,
+    /// The target's snapshot.
+    pub target: Value,
+    /// The simulations' snapshots, in order.
+    pub snapshots: Vec<Snapshot>,
+    /// The SHA-256 of the client's idempotency key and that of its request, if it sent a key.
+    pub idempotency: Option<(String, String)>,
+}
+
+/// What became of a request to create a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Created {
+    /// The run was created.
+    New(Box<RunHead>),
+    /// The same request had created this run before.
+    Before(Uuid),
+    /// The idempotency key belongs to another request.
+    OtherRequest,
+}
+
+fn runs_pk(org: Uuid) -> String {
+    format!("ORG#{org}#run")
+}
+
+fn run_pk(run: Uuid) -> String {
+    format!("RUN#{run}")
+}
+
+fn head_row(head: &RunHead) -> Result<Row, StoreError> {
+    let mut row = write(&runs_pk(head.org), &head.id.to_string(), head)?;
+    if head.due_at.is_some() {
+        row.insert("dueShard".to_owned(), text(due_shard(head.id.as_u128())));
+    }
+    Ok(row)
+}
+
+fn bytes(row: &Row) -> usize {
+    row.iter()
+        .map(|(name, value)| name.len() + value.as_s().map_or(16, String::len))
+        .sum()
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn snapshot_sk(simulation: u32) -> String {
+    format!("SNAP#{simulation:06}")
+}
+
+impl Store {
+    /// Creates a run at `now` (milliseconds since the Unix epoch) by one transaction: from then on it exists, whatever
+    /// happens. A run of few items has them at once; the others are expanded by whoever finds the run's head.
+    ///
+    /// # Errors
+    /// When the table cannot be written; then there is no run.
+    pub async fn create_run(&self, new: &NewRun, now: i64) -> Result<Created, StoreError> {
+        let count = u32::try_from(new.snapshots.len()).unwrap_or(u32::MAX);
+        let mut head = RunHead {
+            id: new.id,
+            org: new.org,
+            state: RunState::Queued,
+            total: count.saturating_mul(new.iterations),
+            expanded: 0,
+            iterations: new.iterations,
+            transport: new.transport.clone(),
+            target_type: new.target_type.clone(),
+            target_id: new.target_id,
+            created_at: now,
+            updated_at: now,
+            started_at: None,
+            ended_at: None,
+            canceled_at: None,
+            cancel_cursor: 0,
+            counts: None,
+            owed: RunOwed::Expand,
+            due_at: None,
+            version: 1,
+        };
+        let pk = run_pk(new.id);
+        let (body, mut inert) = document(&pk, "BODY", &json(&new.manifest)?);
+        let mut documents = vec![
+            (body, Vec::new()),
+            document(&pk, "TARGET", &new.target.to_string()),
+        ];
+        for (n, snapshot) in new.snapshots.iter().enumerate() {
+            documents.push(document(
+                &pk,
+                &snapshot_sk(u32::try_from(n).unwrap_or(u32::MAX)),
+                &json(snapshot)?,
+            ));
+        }
+        let mut rows: Vec<Row> = Vec::with_capacity(documents.len());
+        for (row, parts) in documents {
+            rows.push(row);
+            inert.extend(parts);
+        }
+        let few = head.total <= CHUNK && rows.len() + head.total as usize <= CREATION_ROWS;
+        if few {
+            head.expanded = head.total;
+        }
+        head.owe(now);
+        let mut writes = vec![Write::put(head_row(&head)?, Condition::Absent)];
+        if let Some((key_hash, request)) = &new.idempotency {
+            let mut row = key(&format!("ORG#{}#idempotency", new.org), key_hash);
+            row.insert("run".to_owned(), text(new.id.to_string()));
+            row.insert("request".to_owned(), text(request));
+            row.insert("expiresAt".to_owned(), number((now + IDEMPOTENCY_MS) / 1000));
+            writes.push(Write::put(row, Condition::AbsentOrExpired(now / 1000)));
+        }
+        if few {
+            for index in 0..head.total {
+                writes.push(Write::plain(item_row(&Item::admitted(
+                    new.org,
+                    new.id,
+                    index,
+                    new.iterations,
+                    now,
+                ))?));
+            }
+        }
+        let fits = rows.iter().map(bytes).sum::<usize>() < CREATION_BYTES
+            && rows.len() + writes.len() <= CREATION_ROWS;
+        if fits {
+            writes.extend(rows.into_iter().map(Write::plain));
+        } else {
+            // Rows that nothing names until the head is there: a creation that dies here leaves nothing to be seen.
+            inert.extend(rows);
+        }
+        self.batch_put(inert).await?;
+        match self.transact(writes).await {
+            Ok(()) => Ok(Created::New(Box::new(head))),
+            Err(WriteError::Condition(Some(row))) => self.created_before(new, &row),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn created_before(&self, new: &NewRun, row: &Row) -> Result<Created, StoreError> {
+        let same = new
+            .idempotency
+            .as_ref()
+            .is_some_and(|(_, request)| string(row, "request").ok() == Some(request.as_str()));
+        if !same {
+            return Ok(Created::OtherRequest);
+        }
+        let run = string(row, "run")?
+            .parse()
+            .map_err(|_| StoreError::Corrupt("an idempotency row without a run".into()))?;
+        Ok(Created::Before(run))
+    }
+
+    /// Reads the head of a run of `org`; one of another org is not found.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn run(&self, org: Uuid, run: Uuid) -> Result<Option<RunHead>, StoreError> {
+        self.get(&runs_pk(org), &run.to_string())
+            .await?
+            .map(read)
+            .transpose()
+    }
+
+    /// A part of the list of an org's runs.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn list_runs(&self, org: Uuid, query: &ListQuery) -> Result<Listed<RunHead>, StoreError> {
+        let listed = self.list_rows(&runs_pk(org), query).await?;
+        let entries = listed.entries.into_iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Listed {
+            entries,
+            more: listed.more,
+        })
+    }
+
+    /// How many of an org's runs have an id in `ids`.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn count_runs(
+        &self,
+        org: Uuid,
+        ids: &std::ops::RangeInclusive<Uuid>,
+    ) -> Result<u64, StoreError> {
+        self.count_rows(&runs_pk(org), ids).await
+    }
+
+    /// Reads what a run was asked for.
+    ///
+    /// # Errors
+    /// When the table cannot be read or the run has none.
+    pub async fn manifest(&self, run: Uuid) -> Result<Manifest, StoreError> {
+        self.run_document(run, "BODY").await
+    }
+
+    /// Reads the snapshot of a run's target.
+    ///
+    /// # Errors
+    /// When the table cannot be read or the run has none.
+    pub async fn target(&self, run: Uuid) -> Result<Value, StoreError> {
+        self.run_document(run, "TARGET").await
+    }
+
+    /// Reads the snapshot of a run's simulation by its place in the run.
+    ///
+    /// # Errors
+    /// When the table cannot be read or the run has none.
+    pub async fn snapshot(&self, run: Uuid, simulation: u32) -> Result<Snapshot, StoreError> {
+        self.run_document(run, &snapshot_sk(simulation)).await
+    }
+
+    async fn run_document<T: serde::de::DeserializeOwned>(
+        &self,
+        run: Uuid,
+        sk: &str,
+    ) -> Result<T, StoreError> {
+        let missing = || StoreError::Corrupt(format!("run {run} has no {sk}"));
+        let (_, body) = self.get_document(&run_pk(run), sk).await?.ok_or_else(missing)?;
+        serde_json::from_str(&body).map_err(|error| StoreError::Corrupt(error.to_string()))
+    }
+
+    /// Stores the next items of a run: one transaction with the head that counts them, so that each is stored once
+    /// whoever expands and however often. Gives the head as it is then, also when somebody else was faster.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn expand(&self, head: &RunHead, now: i64) -> Result<RunHead, StoreError> {
+        if head.expanded >= head.total {
+            return Ok(head.clone());
+        }
+        let until = (head.expanded / CHUNK + 1).saturating_mul(CHUNK).min(head.total);
+        let mut next = head.next(now);
+        next.expanded = until;
+        next.owe(now);
+        let mut writes = vec![Write::put(head_row(&next)?, Condition::Version(head.version))];
+        for index in head.expanded..until {
+            let item = Item::admitted(head.org, head.id, index, head.iterations, now);
+            writes.push(Write::plain(item_row(&item)?));
+        }
+        match self.transact(writes).await {
+            Ok(()) => Ok(next),
+            Err(WriteError::Condition(Some(row))) => read(row),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Replaces a run's head by what `change` makes of it, unless it gives `false`. When somebody wrote in between,
+    /// `change` is asked again with their head.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn change_run(
+        &self,
+        mut head: RunHead,
+        now: i64,
+        change: impl Fn(&mut RunHead) -> bool,
+    ) -> Result<RunHead, StoreError> {
+        loop {
+            let mut next = head.next(now);
+            if !change(&mut next) {
+                return Ok(head);
+            }
+            next.owe(now);
+            match self
+                .put(head_row(&next)?, Some(Condition::Version(head.version)))
+                .await
+            {
+                Ok(()) => return Ok(next),
+                Err(WriteError::Condition(Some(row))) => head = read(row)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads the head behind a key of the index, if the row is a run's.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn due_run(&self, due: &DueKey) -> Result<Option<RunHead>, StoreError> {
+        let Some((org, run)) = due.run() else {
+            return Ok(None);
+        };
+        self.run(org, run).await
+    }
+
+    /// Reads the items of a run from index `from` on, at most `count`, in the order of the indexes; those that are not
+    /// stored yet are left out.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn items_from(&self, run: Uuid, from: u32, count: u32) -> Result<Vec<Item>, StoreError> {
+        let until = from.saturating_add(count);
+        let mut items = Vec::new();
+        let mut at = from;
+        while at < until {
+            let (partition, end) = (
+                at / PARTITION,
+                (at / PARTITION + 1).saturating_mul(PARTITION).min(until),
+            );
+            let sk = |index| ItemKey { run, index }.sk();
+            let (first, last) = (sk(at), sk(end - 1));
+            let rows = self
+                .query(
+                    &ItemKey::partition(run, partition),
+                    super::Range::Between(&first, &last),
+                    true,
+                    None,
+                )
+                .await?;
+            if rows.is_empty() {
+                break;
+            }
+            for row in rows {
+                items.push(read(row)?);
+            }
+            at = end;
+        }
+        Ok(items)
+    }
+}
+
+/// Reads a run's head from a stream record's image.
+///
+/// # Errors
+/// When the image is not a run's head.
+pub fn head_from_image(image: serde_dynamo::Item) -> Result<RunHead, StoreError> {
+    serde_dynamo::from_item(image).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
