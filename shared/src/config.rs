@@ -49,6 +49,9 @@ pub enum ConfigError {
     },
 }
 
+/// A reply must fit into an invocation of the functions that ask for one, with time to write it down.
+const MAX_MODEL_SECONDS: u64 = 90;
+
 /// Where the variables come from.
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -75,6 +78,24 @@ fn parsed<T: std::str::FromStr>(
 }
 
 impl Config {
+    /// Every variable that is read.
+    pub const VARIABLES: &[&str] = &[
+        "TABLE_NAME",
+        "RUN_ITEMS_QUEUE_URL",
+        "EVALUATIONS_QUEUE_URL",
+        "PUBLIC_URL",
+        "OPENAI_BASE_URL",
+        "OPENAI_API_KEY",
+        "RINGBACK_MODEL",
+        "MODEL_TIMEOUT_SECONDS",
+        "ALLOW_PRIVATE_TARGETS",
+        "MAX_ITERATIONS",
+        "MAX_TURNS",
+        "MAX_CONVERSATION_SECONDS",
+        "SLICE_SECONDS",
+        "RECORD_CONCURRENCY",
+    ];
+
     /// Reads the process's environment.
     ///
     /// # Errors
@@ -122,6 +143,14 @@ impl Config {
     /// Names the variable that cannot be read.
     pub fn models(lookup: &dyn Fn(&str) -> Option<String>) -> Result<ModelConfig, ConfigError> {
         let seconds = parsed(lookup, "MODEL_TIMEOUT_SECONDS", 60, "a whole number of seconds")?;
+        if !(1..=MAX_MODEL_SECONDS).contains(&seconds) {
+            let expected = "a whole number of seconds from 1 to 90";
+            return Err(ConfigError::Invalid {
+                name: "MODEL_TIMEOUT_SECONDS",
+                value: seconds.to_string(),
+                expected,
+            });
+        }
         let timeout = Duration::from_secs(seconds);
         let set = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let key = set("OPENAI_API_KEY");
@@ -141,5 +170,68 @@ impl Config {
             allow_private_targets: parsed(lookup, "ALLOW_PRIVATE_TARGETS", false, "true or false")?,
             timeout,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, collections::BTreeSet};
+
+    use super::*;
+
+    fn minimal(name: &str) -> Option<String> {
+        [
+            "TABLE_NAME",
+            "RUN_ITEMS_QUEUE_URL",
+            "EVALUATIONS_QUEUE_URL",
+            "PUBLIC_URL",
+        ]
+        .contains(&name)
+        .then(|| format!("the-{name}/"))
+    }
+
+    #[test]
+    fn exactly_the_declared_variables_are_read() {
+        let asked = RefCell::new(BTreeSet::new());
+        let config = Config::read(&|name| {
+            asked.borrow_mut().insert(name.to_owned());
+            minimal(name)
+        })
+        .unwrap();
+        let declared: BTreeSet<String> = Config::VARIABLES.iter().map(ToString::to_string).collect();
+        assert_eq!(asked.into_inner(), declared);
+        assert_eq!(config.public_url, "the-PUBLIC_URL");
+        assert!(config.models.endpoint.is_none());
+    }
+
+    #[test]
+    fn a_missing_or_wrong_variable_is_named() {
+        let missing = Config::read(&|name| minimal(name).filter(|_| name != "PUBLIC_URL")).unwrap_err();
+        assert_eq!(missing.to_string(), "set the environment variable PUBLIC_URL");
+        for (name, value) in [
+            ("MAX_ITERATIONS", "many"),
+            ("MODEL_TIMEOUT_SECONDS", "600"),
+            ("MAX_TURNS", "-1"),
+        ] {
+            let wrong = Config::read(&|asked| {
+                if asked == name {
+                    Some(value.into())
+                } else {
+                    minimal(asked)
+                }
+            });
+            assert!(
+                wrong
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with(&format!("the environment variable {name} is \"{value}\""))
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_alone_means_openai_itself() {
+        let models = Config::models(&|name| (name == "OPENAI_API_KEY").then(|| "k".to_owned())).unwrap();
+        assert_eq!(models.endpoint.unwrap().base_url, "https://api.openai.com/v1");
     }
 }

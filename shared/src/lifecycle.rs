@@ -618,7 +618,7 @@ impl Tally {
 
     /// Both tallies in one.
     #[must_use]
-    pub fn add(mut self, other: &Self) -> Self {
+    pub fn plus(mut self, other: &Self) -> Self {
         self.total += other.total;
         self.queued += other.queued;
         self.running += other.running;

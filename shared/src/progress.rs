@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::{
     clock::Deadline,
     context::{BoxError, Context},
-    lifecycle::{Owed, Tally},
+    lifecycle::{Item, Tally},
     store::{ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError},
 };
 
@@ -148,24 +148,23 @@ pub async fn recount_all(ctx: &Context, head: &RunHead, deadline: Deadline) -> R
     settle(ctx, head.org, head.id, true).await
 }
 
-/// Puts an item that is due on its queue again, after its next look was moved forward. With `void_leases`, whoever held
-/// it is known to be gone. Nothing happens when somebody was faster.
+/// Moves an item's next look forward and gives the item, for its work to be put on its queue again. With `void_leases`,
+/// whoever held it is known to be gone. `None` when somebody was faster.
 ///
 /// # Errors
-/// When the table or the queue cannot be written.
-pub async fn requeue(ctx: &Context, at: ItemKey, void_leases: bool) -> Result<(), BoxError> {
+/// When the table cannot be read or written.
+pub async fn requeue(ctx: &Context, at: ItemKey, void_leases: bool) -> Result<Option<Item>, StoreError> {
     let now = ctx.clock.now_ms();
     let Some(item) = ctx.store.item(at).await? else {
-        return Ok(());
+        return Ok(None);
     };
     match ctx
         .store
         .transition(item, |item| item.requeue(void_leases, now))
         .await
     {
-        Ok(item) if item.owed == Owed::Nothing => Ok(()),
-        Ok(item) => Ok(ctx.queues.send(&[item], now).await?),
-        Err(TransitionError::Refused { .. }) => Ok(()),
-        Err(TransitionError::Store(error)) => Err(error.into()),
+        Ok(item) => Ok(Some(item)),
+        Err(TransitionError::Refused { .. }) => Ok(None),
+        Err(TransitionError::Store(error)) => Err(error),
     }
 }

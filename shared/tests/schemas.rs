@@ -8,9 +8,6 @@ use std::sync::LazyLock;
 
 use jsonschema::Validator;
 use proptest::prelude::*;
-use ringback_shared::models::assistant::{
-    Assistant, AssistantConfig, CreateAssistant, FirstMessageMode, Squad, SquadConfig,
-};
 use ringback_shared::models::eval::{
     ChatEvalMessage, CreateEval, CreateEvalRun, CreateEvalRunResponse, Eval, EvalRun, ToolArguments,
     UpdateEval,
@@ -383,19 +380,6 @@ fn a_patch_tells_null_from_absent() {
         serde_json::to_value(read(json!({ "path": null }))).unwrap(),
         json!({ "path": null })
     );
-
-    let create = json!({ "scenarioId": UUID, "personalityId": UUID, "path": "a/b", "name": "n", "id": "mine", "note": 1 });
-    let create: CreateSimulation = serde_json::from_value(create).unwrap();
-    let mut stored = Simulation::new("1".into(), "o".into(), TIME.into(), create);
-    let patch = json!({ "path": null, "orgId": "other", "updatedAt": "then", "note": null, "more": true });
-    stored.apply(read(patch), "later".into());
-    assert_eq!(
-        serde_json::to_value(&stored).unwrap(),
-        json!({
-            "id": "1", "orgId": "o", "createdAt": TIME, "updatedAt": "later", "name": "n", "more": true,
-            "scenarioId": UUID, "personalityId": UUID,
-        })
-    );
 }
 
 #[test]
@@ -623,69 +607,4 @@ fn evals_are_checked() {
         faults::<CreateEvalRun>(json!({ "target": target })),
         "evalId or eval must be given"
     );
-}
-
-#[test]
-fn configurations_are_kept_whole_and_readable() {
-    let body = json!({
-        "name": "Front desk", "firstMessage": "Hello", "firstMessageMode": "assistant-waits-for-user",
-        "endCallPhrases": ["bye", 3], "endCallMessage": "Goodbye", "voice": { "provider": "x" }, "id": "echoed",
-        "server": { "url": "https://tools.test" },
-        "model": {
-            "provider": "custom-llm", "model": "m", "url": "https://llm.test", "headers": { "x-a": "b", "x-c": 1 },
-            "temperature": 0.5, "maxTokens": 250.0, "timeoutSeconds": 30, "toolIds": ["t"], "tools": [{}],
-            "messages": [{ "role": "system", "content": "Be kind." }],
-        },
-    });
-    let create: CreateAssistant = parse(body.clone()).unwrap();
-    assert_eq!(serde_json::to_value(&create).unwrap(), body);
-    let mut stored = Assistant::new("1".into(), "o".into(), TIME.into(), create);
-    assert_eq!(serde_json::to_value(&stored).unwrap()["id"], "1");
-    assert_eq!(stored.name(), Some("Front desk"));
-    assert_eq!(stored.first_message(), Some("Hello"));
-    assert_eq!(
-        stored.first_message_mode(),
-        FirstMessageMode::AssistantWaitsForUser
-    );
-    assert_eq!(stored.end_call_phrases(), ["bye"]);
-    assert_eq!(stored.end_call_message(), Some("Goodbye"));
-    assert_eq!(stored.server().unwrap()["url"], "https://tools.test");
-    let model = stored.model().unwrap();
-    assert_eq!(
-        (model.provider(), model.model(), model.url()),
-        (Some("custom-llm"), Some("m"), Some("https://llm.test"))
-    );
-    assert_eq!(model.headers().collect::<Vec<_>>(), [("x-a", "b")]);
-    assert_eq!(
-        (model.temperature(), model.max_tokens(), model.timeout_seconds()),
-        (Some(0.5), Some(250), Some(30))
-    );
-    assert_eq!((model.prompt(), model.messages().len()), (Some("Be kind."), 1));
-    assert_eq!((model.tools().len(), model.tool_ids()), (1, vec!["t"]));
-    stored.apply(
-        parse(json!({ "firstMessageMode": null, "voice": 1, "orgId": "p" })).unwrap(),
-        "later".into(),
-    );
-    assert_eq!(
-        stored.first_message_mode(),
-        FirstMessageMode::AssistantSpeaksFirst
-    );
-    assert_eq!(
-        (stored.org_id.as_str(), stored.updated_at.as_str()),
-        ("o", "later")
-    );
-    assert!(Object::new().model().is_none());
-
-    let squad = json!({
-        "id": "1", "orgId": "o", "createdAt": TIME, "updatedAt": TIME, "name": "Team",
-        "members": [{ "assistantId": "a", "assistantDestinations": [{}] }, { "assistant": {}, "assistantOverrides": {} }],
-    });
-    let squad: Squad = serde_json::from_value(squad).unwrap();
-    assert_eq!(squad.name(), Some("Team"));
-    let members: Vec<_> = squad.members().collect();
-    assert_eq!(
-        (members[0].assistant_id(), members[0].destinations().len()),
-        (Some("a"), 1)
-    );
-    assert!(members[1].assistant().is_some() && members[1].assistant_overrides().is_some());
 }

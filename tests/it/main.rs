@@ -1,1 +1,21 @@
-//! End-to-end tests.
+//! End-to-end tests: the real program (or its stack in this process) against a stand-in for every language model.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test may panic, and its helpers with it"
+)]
+
+mod api;
+mod cancel;
+mod chat;
+mod crash;
+mod docs;
+mod fixtures;
+mod hostile;
+mod large;
+mod models;
+mod server;
+mod stand_in;
+mod store;

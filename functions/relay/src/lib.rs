@@ -2,7 +2,10 @@
 //!
 //! It is only the fast path. What it misses is owed all the same, and `sweep` finds it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use aws_lambda_events::{
     dynamodb::{Event, EventRecord},
@@ -16,6 +19,9 @@ use ringback_shared::{
     store::{PARTITION, RunHead, RunOwed, StoreError, head_from_image, item_from_image},
 };
 use uuid::Uuid;
+
+/// The longest that one run is expanded or canceled in one go.
+const TURN: Duration = Duration::from_secs(5);
 
 /// What a batch of records calls for.
 #[derive(Debug, Default)]
@@ -111,7 +117,9 @@ impl Work {
             progress::recount(ctx, org, run, partition).await?;
         }
         for head in self.runs.into_values() {
-            progress::advance(ctx, head, deadline).await?;
+            // What is left after that goes on with the records that this makes: no run holds up the others for long.
+            let turn = Deadline::after(deadline.left().min(TURN));
+            progress::advance(ctx, head, turn).await?;
         }
         Ok(())
     }

@@ -5,12 +5,15 @@ use futures_util::{StreamExt, stream};
 use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
+    lifecycle::Item,
     progress,
     store::{DueKey, RunHead},
 };
 
 /// How many due rows are taken from each partition of the index in one go.
 const LIMIT: i32 = 500;
+/// How many items are put on their queues in one go.
+const SEND: usize = 50;
 /// How many rows are looked after at once.
 const CONCURRENCY: usize = 8;
 
@@ -31,30 +34,43 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
     let now = (scope == Scope::Due).then(|| ctx.clock.now_ms());
     let due = ctx.store.due(now, LIMIT).await?;
     let found = due.len();
-    let failed = stream::iter(due)
+    let mut swept = stream::iter(due)
         .map(|due| async move {
             let at = (due.item(), due.run());
             look_after(ctx, due, scope, deadline)
                 .await
                 .inspect_err(|error| tracing::warn!(?at, %error, "not swept"))
-                .is_err()
         })
         .buffer_unordered(CONCURRENCY)
-        .filter(|failed| std::future::ready(*failed))
-        .count()
-        .await;
+        .chunks(SEND);
+    let mut failed = 0;
+    while let Some(looked_after) = swept.next().await {
+        failed += looked_after.iter().filter(|one| one.is_err()).count();
+        let items: Vec<Item> = looked_after.into_iter().flatten().flatten().collect();
+        // Their next look is ahead: what is not taken now is found again then.
+        if let Err(error) = ctx.queues.send(&items, ctx.clock.now_ms()).await {
+            tracing::warn!(%error, "not all of what is owed was put on its queue");
+            failed += items.len();
+        }
+    }
     if found > 0 {
         tracing::info!(found, failed, "swept");
     }
     Ok(())
 }
 
-async fn look_after(ctx: &Context, due: DueKey, scope: Scope, deadline: Deadline) -> Result<(), BoxError> {
+/// Looks after one row; gives the item that is to be put on its queue, if it is one.
+async fn look_after(
+    ctx: &Context,
+    due: DueKey,
+    scope: Scope,
+    deadline: Deadline,
+) -> Result<Option<Item>, BoxError> {
     if let Some(at) = due.item() {
-        return progress::requeue(ctx, at, scope == Scope::Everything).await;
+        return Ok(progress::requeue(ctx, at, scope == Scope::Everything).await?);
     }
     let Some(head) = ctx.store.due_run(&due).await? else {
-        return Ok(());
+        return Ok(None);
     };
     // The next look is moved forward first, so that a run that cannot be helped does not hold up the others.
     let now = ctx.clock.now_ms();
@@ -65,5 +81,6 @@ async fn look_after(ctx: &Context, due: DueKey, scope: Scope, deadline: Deadline
         })
         .await?;
     let head = progress::advance(ctx, head, deadline).await?;
-    Ok(progress::recount_all(ctx, &head, deadline).await?)
+    progress::recount_all(ctx, &head, deadline).await?;
+    Ok(None)
 }

@@ -13,6 +13,7 @@ use ringback_local::{
     demo::{self, DemoOptions},
     serve::{Local, Model, Options, WORKERS},
 };
+use ringback_shared::config::Config;
 use tracing_subscriber::EnvFilter;
 
 /// Rehearses the calls that a voice or chat agent will get.
@@ -23,11 +24,18 @@ struct Cli {
     command: Command,
 }
 
+/// What is not given on the command line, where others can see it.
+const SECRETS: &str = "Environment:
+  RINGBACK_API_KEY  the local organization's API key; without it one is made up and kept in the folder
+  OPENAI_API_KEY    the key of the model's endpoint";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the API on this machine, with everything behind it in this process.
+    #[command(after_help = SECRETS)]
     Serve(Serve),
     /// Run sample simulations against a sample agent and show what they find.
+    #[command(after_help = "OPENAI_API_KEY  the key of the model's endpoint")]
     Demo(Demo),
 }
 
@@ -48,9 +56,6 @@ struct Serve {
     /// Keep everything but the API key in memory: it is gone when the program stops.
     #[arg(long)]
     memory: bool,
-    /// The API key; without it one is made up and kept in the folder.
-    #[arg(long, value_name = "KEY", env = "RINGBACK_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -70,8 +75,8 @@ struct Demo {
     model: ModelArgs,
 }
 
-/// The language model that calls and judges.
-#[derive(Args)]
+/// The language model that calls and judges. Its key is in `OPENAI_API_KEY`: what is on a command line, others can see.
+#[derive(Debug, Args)]
 struct ModelArgs {
     /// The base URL of an OpenAI-compatible endpoint.
     #[arg(
@@ -81,15 +86,6 @@ struct ModelArgs {
         env = "OPENAI_BASE_URL"
     )]
     base_url: Option<String>,
-    /// Its API key.
-    #[arg(
-        id = "model_key",
-        long = "model-key",
-        value_name = "KEY",
-        env = "OPENAI_API_KEY",
-        hide_env_values = true
-    )]
-    api_key: Option<String>,
     /// The model to ask for where none is named.
     #[arg(
         id = "model_name",
@@ -100,10 +96,13 @@ struct ModelArgs {
     default_model: Option<String>,
 }
 
-impl std::fmt::Debug for ModelArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ModelArgs").finish_non_exhaustive()
-    }
+/// A variable of the environment; an empty one counts as not set.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the program's own configuration, read once"
+)]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
 impl From<ModelArgs> for Model {
@@ -112,7 +111,7 @@ impl From<ModelArgs> for Model {
         let set = |value: Option<String>| value.filter(|value| !value.trim().is_empty());
         Self {
             base_url: set(args.base_url),
-            api_key: set(args.api_key),
+            api_key: variable("OPENAI_API_KEY"),
             default_model: set(args.default_model),
         }
     }
@@ -167,7 +166,11 @@ async fn serve(args: Serve) -> Result<ExitCode, String> {
         workers: args.workers,
         allow_private_targets: args.allow_private_targets,
         model: args.model.into(),
-        api_key: args.api_key.filter(|key| !key.trim().is_empty()),
+        api_key: variable("RINGBACK_API_KEY"),
+        settings: Config::VARIABLES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), variable(name)?)))
+            .collect(),
     };
     let mut local = tokio::select! {
         local = Local::start(options) => local.map_err(|error| error.to_string())?,

@@ -1,6 +1,7 @@
 //! The whole stack in this process: the emulators, the functions and the loops that call them.
 
 use std::{
+    collections::HashMap,
     fmt,
     fs::{File, OpenOptions},
     io::{self, Write},
@@ -122,6 +123,8 @@ pub struct Options {
     pub model: Model,
     /// The API key of the local organization. Without one, the folder's or a random one.
     pub api_key: Option<String>,
+    /// Settings of the functions by the names of their variables, such as `MAX_TURNS`, where nothing above decides.
+    pub settings: HashMap<String, String>,
 }
 
 impl Default for Options {
@@ -134,6 +137,7 @@ impl Default for Options {
             allow_private_targets: false,
             model: Model::default(),
             api_key: None,
+            settings: HashMap::new(),
         }
     }
 }
@@ -467,7 +471,7 @@ fn config(
             "OPENAI_API_KEY" => model.api_key.clone(),
             "RINGBACK_MODEL" => model.default_model.clone(),
             "ALLOW_PRIVATE_TARGETS" => Some(options.allow_private_targets.to_string()),
-            _ => None,
+            _ => options.settings.get(name).cloned(),
         }
     })
 }

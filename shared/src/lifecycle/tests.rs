@@ -253,7 +253,7 @@ fn tallies_count_each_item_once() {
         (tally.total, tally.terminal(), tally.failed_simulations.clone()),
         (5, 3, vec![1])
     );
-    let halves = Tally::of(&items[..2]).add(&Tally::of(&items[2..]));
+    let halves = Tally::of(&items[..2]).plus(&Tally::of(&items[2..]));
     assert_eq!(halves, tally);
 }
 

@@ -386,55 +386,6 @@ pub struct StructuredOutput {
     pub definition: CreateStructuredOutput,
 }
 
-impl StructuredOutput {
-    /// A new one with this definition. `now` is RFC 3339. The definition says its type from now on.
-    #[must_use]
-    pub fn new(id: String, org_id: String, now: String, mut definition: CreateStructuredOutput) -> Self {
-        definition.r#type = Some(definition.kind());
-        Self {
-            id,
-            org_id,
-            created_at: now.clone(),
-            updated_at: now,
-            definition,
-        }
-    }
-
-    /// Applies `changes`. `now` is RFC 3339.
-    pub fn apply(&mut self, changes: UpdateStructuredOutput, now: String) {
-        fn set<T>(slot: &mut Option<T>, value: Option<T>) {
-            if value.is_some() {
-                *slot = value;
-            }
-        }
-        let stored = &mut self.definition;
-        set(&mut stored.r#type, changes.r#type);
-        set(&mut stored.regex, changes.regex);
-        set(&mut stored.model, changes.model);
-        set(&mut stored.compliance_plan, changes.compliance_plan);
-        set(&mut stored.description, changes.description);
-        set(&mut stored.assistant_ids, changes.assistant_ids);
-        set(&mut stored.workflow_ids, changes.workflow_ids);
-        if let Some(conditions) = changes.conditions {
-            stored.conditions = conditions;
-        }
-        if let Some(name) = changes.name {
-            stored.name = name;
-        }
-        if let Some(schema) = changes.schema {
-            stored.schema = schema;
-        }
-        // Whatever a client echoes back, these four are ours.
-        stored.extra.extend(
-            changes
-                .extra
-                .into_iter()
-                .filter(|(key, _)| !["id", "orgId", "createdAt", "updatedAt"].contains(&key.as_str())),
-        );
-        self.updated_at = now;
-    }
-}
-
 impl Validate for StructuredOutput {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
         self.definition.validate(path, faults);
@@ -832,16 +783,11 @@ mod tests {
         });
         let read: CreateStructuredOutput = parse(body.clone()).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), body);
-        let mut stored = StructuredOutput::new("i".into(), "o".into(), "t0".into(), read);
-        let change: UpdateStructuredOutput =
-            parse(json!({"name": "m", "conditions": null, "id": "other"})).unwrap();
-        stored.apply(change, "t1".into());
-        let out = serde_json::to_value(&stored).unwrap();
+        let change: UpdateStructuredOutput = parse(json!({"name": "m", "conditions": null})).unwrap();
         assert_eq!(
-            (&out["id"], &out["name"], &out["updatedAt"], out.get("conditions")),
-            (&json!("i"), &json!("m"), &json!("t1"), None)
+            serde_json::to_value(&change).unwrap(),
+            json!({"name": "m", "conditions": null})
         );
-        assert_eq!(serde_json::from_value::<StructuredOutput>(out).unwrap(), stored);
     }
 
     #[test]

@@ -125,28 +125,6 @@ pub(crate) fn optional_number<S: Serializer>(value: &Option<f64>, output: S) -> 
     }
 }
 
-/// `extra` without the fields in `claimed`, which the server writes itself and a client may have echoed back.
-pub(crate) fn unclaimed(mut extra: Object, claimed: &[&str]) -> Object {
-    for field in claimed {
-        extra.remove(*field);
-    }
-    extra
-}
-
-/// What every stored definition carries and the server alone writes.
-pub(crate) const STORED: &[&str] = &["id", "orgId", "createdAt", "updatedAt"];
-
-/// Merges the unmodelled fields of a PATCH body; `null` clears one.
-pub(crate) fn merge(extra: &mut Object, patch: Object) {
-    for (key, value) in unclaimed(patch, STORED) {
-        if value.is_null() {
-            extra.remove(&key);
-        } else {
-            extra.insert(key, value);
-        }
-    }
-}
-
 /// An optional text must not be longer than `max` characters.
 pub(crate) fn text(path: &str, field: &str, text: Option<&String>, max: usize, faults: &mut Vec<String>) {
     if let Some(text) = text {

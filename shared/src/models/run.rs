@@ -675,48 +675,6 @@ impl SimulationRunTarget {
     }
 }
 
-/// The fields of a run that the server alone writes.
-const RUN: &[&str] = &[
-    "id",
-    "orgId",
-    "status",
-    "queuedAt",
-    "startedAt",
-    "endedAt",
-    "endedReason",
-    "createdAt",
-    "updatedAt",
-    "itemCounts",
-    "simulationRunItemIds",
-    "message",
-    "url",
-    "summary",
-];
-
-impl SimulationRun {
-    /// A new queued record of `create`, made at `now`.
-    #[must_use]
-    pub fn new(id: String, org_id: String, now: String, create: CreateSimulationRun) -> Self {
-        Self {
-            id,
-            org_id,
-            status: RunStatus::Queued,
-            queued_at: now.clone(),
-            started_at: None,
-            ended_at: None,
-            ended_reason: None,
-            created_at: now.clone(),
-            updated_at: now,
-            item_counts: None,
-            simulations: create.simulations,
-            target: create.target,
-            iterations: create.iterations,
-            transport: create.transport,
-            extra: kinds::unclaimed(create.extra, RUN),
-        }
-    }
-}
-
 impl Validate for CreateSimulationRun {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
         if self.simulations.is_empty() {

@@ -304,7 +304,7 @@ impl Store {
             .collect();
         let mut sum = Tally::default();
         for row in self.batch_get(keys).await? {
-            sum = sum.add(&read_tally(row)?.tally);
+            sum = sum.plus(&read_tally(row)?.tally);
         }
         sum.queued += total.saturating_sub(sum.total);
         sum.total = total;

@@ -1,0 +1,528 @@
+//! The HTTP API: who may ask, what is refused and how, and requests that are sent twice.
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    fixtures::{
+        RUNS, assert_counted, assert_valid, assistant, counts, ended, evaluation, ids, inline, inline_target,
+        items, list, personality, regex, run, scenario, simple_run, text,
+    },
+    server::{Api, Server, local},
+    stand_in::StandIn,
+};
+
+const PERSONALITY: &str = "/eval/simulation/personality";
+const SCENARIO: &str = "/eval/simulation/scenario";
+const SIMULATION: &str = "/eval/simulation";
+const UNKNOWN: &str = "0190a000-0000-7000-8000-000000000001";
+
+/// The shape of every refusal.
+#[track_caller]
+fn assert_refused(answer: &(u16, Value), status: u16, message: &str) {
+    let (answered, body) = answer;
+    assert_eq!(
+        (*answered, &body["statusCode"]),
+        (status, &json!(status)),
+        "{body}"
+    );
+    assert!(
+        body["error"].is_string() && body["message"].to_string().contains(message),
+        "{message}: {body}"
+    );
+}
+
+fn passing(sim: &str) -> Value {
+    scenario(
+        sim,
+        1,
+        json!([regex("answered", "Answer 1", "boolean", "=", json!(true))]),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_key_sees_nothing_and_unknown_ids_are_not_found() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let nobody = Api {
+        key: None,
+        ..api.clone()
+    };
+    let stranger = Api {
+        key: Some("rb_other".to_owned()),
+        ..api.clone()
+    };
+    let made = api.post(RUNS, &simple_run(&stand_in, "secret", 1, 1)).await;
+    let run = format!("{RUNS}/{}", text(&made["id"]));
+    let item = format!("{run}/item/{}", text(&made["simulationRunItemIds"][0]));
+    for who in [
+        &nobody,
+        &stranger,
+        &Api {
+            key: Some(String::new()),
+            ..api.clone()
+        },
+    ] {
+        for path in [
+            PERSONALITY,
+            SCENARIO,
+            SIMULATION,
+            RUNS,
+            &run,
+            &item,
+            "/no/such/path",
+        ] {
+            assert_refused(&who.call(Method::GET, path, None).await, 401, "key");
+        }
+        assert_refused(&who.call(Method::PATCH, &run, None).await, 401, "key");
+    }
+    let basic = nobody
+        .request(Method::GET, RUNS)
+        .basic_auth("rb_test_key", Some(""))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(basic.status(), 401);
+    let lower = nobody
+        .request(Method::GET, RUNS)
+        .header("AUTHORIZATION", "bearer rb_test_key")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(lower.status(), 200, "the scheme's case does not matter");
+
+    let other = api.post(RUNS, &simple_run(&stand_in, "other", 1, 1)).await;
+    let foreign = format!("{run}/item/{}", text(&other["simulationRunItemIds"][0]));
+    for id in [UNKNOWN, "1", "%20", "nothing"] {
+        for path in [
+            PERSONALITY,
+            SCENARIO,
+            SIMULATION,
+            RUNS,
+            "/assistant",
+            "/structured-output",
+        ] {
+            assert_refused(
+                &api.call(Method::GET, &format!("{path}/{id}"), None).await,
+                404,
+                "not found",
+            );
+        }
+        assert_refused(
+            &api.call(Method::DELETE, &format!("{SCENARIO}/{id}"), None).await,
+            404,
+            "not found",
+        );
+        assert_refused(
+            &api.call(Method::PATCH, &format!("{RUNS}/{id}"), None).await,
+            404,
+            "not found",
+        );
+        assert_refused(
+            &api.call(Method::GET, &format!("{RUNS}/{id}/item"), None).await,
+            404,
+            "not found",
+        );
+        assert_refused(
+            &api.call(Method::PATCH, &format!("{run}/item/{id}"), None).await,
+            404,
+            "not found",
+        );
+    }
+    // An item of another run is none of this one.
+    assert_refused(&api.call(Method::GET, &foreign, None).await, 404, "not found");
+    assert_refused(&api.call(Method::PATCH, &foreign, None).await, 404, "not found");
+    assert_refused(
+        &api.call(Method::GET, "/no/such/path", None).await,
+        404,
+        "Cannot GET /no/such/path",
+    );
+    assert_refused(
+        &api.call(Method::PUT, PERSONALITY, Some(&json!({}))).await,
+        405,
+        "Cannot PUT",
+    );
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_right_is_refused_with_every_fault_named() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let output = json!({"name": "x", "schema": {"type": "boolean"}});
+    let with = |evaluation: Value| scenario("bad", 1, json!([evaluation]));
+    let long = "x".repeat(81);
+    let refused = [
+        (PERSONALITY, json!({"name": "no assistant"}), "assistant"),
+        (
+            PERSONALITY,
+            json!({"name": long, "assistant": {}}),
+            "name must be shorter",
+        ),
+        (
+            PERSONALITY,
+            json!({"name": "x", "assistant": {}, "path": "a b"}),
+            "path",
+        ),
+        (PERSONALITY, json!({"name": 7, "assistant": {}}), "name"),
+        (PERSONALITY, json!([]), ""),
+        (PERSONALITY, json!("text"), ""),
+        (SCENARIO, json!({"instructions": "x", "evaluations": []}), "name"),
+        (
+            SCENARIO,
+            json!({"name": "x", "instructions": "x".repeat(10_001), "evaluations": []}),
+            "instructions must be shorter",
+        ),
+        (
+            SCENARIO,
+            with(json!({"comparator": "=", "value": true})),
+            "exactly one",
+        ),
+        (
+            SCENARIO,
+            with(
+                json!({"structuredOutput": output, "structuredOutputId": UNKNOWN, "comparator": "=", "value": true}),
+            ),
+            "exactly one",
+        ),
+        (
+            SCENARIO,
+            with(json!({"structuredOutput": output, "comparator": ">", "value": true})),
+            "comparator must be = or !=",
+        ),
+        (
+            SCENARIO,
+            with(json!({"structuredOutput": output, "comparator": "~", "value": true})),
+            "comparator",
+        ),
+        (
+            SCENARIO,
+            with(json!({"structuredOutput": output, "comparator": "=", "value": "yes"})),
+            "value must be a boolean",
+        ),
+        (
+            SCENARIO,
+            with(json!({"structuredOutput": output, "comparator": "=", "value": {}})),
+            "value",
+        ),
+        (
+            SCENARIO,
+            with(evaluation(&"n".repeat(41), "string", "=", json!("x"))),
+            "evaluations.0.structuredOutput.name",
+        ),
+        (
+            SCENARIO,
+            with(evaluation("n", "object", "=", json!("x"))),
+            "schema",
+        ),
+        (
+            SIMULATION,
+            json!({"scenarioId": "7", "personalityId": UNKNOWN}),
+            "scenarioId",
+        ),
+        (
+            RUNS,
+            json!({"target": {"type": "assistant", "assistantId": UNKNOWN}}),
+            "simulations",
+        ),
+    ];
+    for (path, body, fault) in refused {
+        let answer = api.call(Method::POST, path, Some(&body)).await;
+        assert_refused(&answer, 400, fault);
+        assert!(answer.1["message"].is_array(), "a list of faults: {}", answer.1);
+    }
+    // Two faults are named both.
+    let two = scenario("bad", 1, json!([{"comparator": ">", "value": "x"}]));
+    let (_, body) = api.call(Method::POST, SCENARIO, Some(&two)).await;
+    assert_eq!(list(&body["message"]).len(), 2, "{body}");
+
+    let good = simple_run(&stand_in, "good", 1, 2);
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut body = good.clone();
+        change(&mut body);
+        body
+    };
+    for (body, status, fault) in [
+        (changed(&|b| b["simulations"] = json!([])), 400, "simulations"),
+        (
+            changed(&|b| b["simulations"][0]["scenarioId"] = json!(UNKNOWN)),
+            400,
+            "scenario",
+        ),
+        (
+            changed(&|b| b["simulations"][0]["scenario"] = Value::Null),
+            400,
+            "scenario",
+        ),
+        (
+            changed(&|b| b["simulations"][0]["type"] = json!("other")),
+            400,
+            "simulations",
+        ),
+        (
+            changed(&|b| b["simulations"][0]["scenario"]["evaluations"] = json!([])),
+            400,
+            "evaluation",
+        ),
+        (
+            changed(&|b| b["simulations"][0] = json!({"type": "simulation", "simulationId": UNKNOWN})),
+            404,
+            "not found",
+        ),
+        (
+            changed(&|b| b["target"] = json!({"type": "assistant", "assistantId": UNKNOWN})),
+            404,
+            "not found",
+        ),
+        (
+            changed(&|b| b["target"] = json!({"type": "assistant"})),
+            400,
+            "assistant",
+        ),
+        (changed(&|b| b["target"] = Value::Null), 400, "target"),
+        (changed(&|b| b["iterations"] = json!(0)), 400, "iterations"),
+        (
+            changed(&|b| b["iterations"] = json!(11)),
+            400,
+            "iterations must be between 1 and 10",
+        ),
+        (changed(&|b| b["iterations"] = json!(2.5)), 400, "iterations"),
+        (changed(&|b| b["iterations"] = json!("2")), 400, "iterations"),
+        (
+            changed(&|b| b["transport"]["provider"] = json!("pigeon")),
+            400,
+            "transport",
+        ),
+    ] {
+        assert_refused(&api.call(Method::POST, RUNS, Some(&body)).await, status, fault);
+    }
+    assert_eq!(list(&api.get(RUNS).await).len(), 0, "nothing was begun");
+
+    for (body, fault) in [
+        ("", "body"),
+        ("{", "JSON"),
+        ("{\"name\": \"x\"", "JSON"),
+        ("null", ""),
+        ("\u{0}", "JSON"),
+    ] {
+        let answer = api
+            .request(Method::POST, PERSONALITY)
+            .body(body)
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status().as_u16();
+        assert_refused(&(status, answer.json().await.unwrap()), 400, fault);
+    }
+    for query in [
+        "limit=-1",
+        "limit=1001",
+        "limit=x",
+        "page=0",
+        "sortOrder=UP",
+        "createdAtGt=now",
+        "cursor=x",
+        "sortBy=mood",
+    ] {
+        assert_refused(
+            &api.call(Method::GET, &format!("{RUNS}?{query}"), None).await,
+            400,
+            "",
+        );
+    }
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_real_clients_send_is_accepted() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    // Whole numbers as floats, an explicit null, fields that nobody knows, no content type.
+    let mut body = personality("Float");
+    body["assistant"]["maxDurationSeconds"] = json!(60.0);
+    body["assistant"]["silenceTimeoutSeconds"] = json!(30.0);
+    body["tint"] = json!({"deep": [1.5]});
+    body["id"] = json!(UNKNOWN);
+    let sent = api
+        .request(Method::POST, PERSONALITY)
+        .body(body.to_string())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(sent.status(), 201);
+    let made: Value = sent.json().await.unwrap();
+    assert_valid("Personality", &made);
+    assert_ne!(made["id"], UNKNOWN, "ids are ours");
+    assert_eq!(made["tint"], json!({"deep": [1.5]}), "what is unknown is kept");
+    let path = format!("{PERSONALITY}/{}", text(&made["id"]));
+    assert_eq!(api.get(&path).await, made);
+
+    // A change replaces what it names, null clears, the rest stays.
+    let folder = json!({"path": "a/b", "name": "Renamed"});
+    let (status, changed) = api.call(Method::PATCH, &path, Some(&folder)).await;
+    assert_eq!(
+        (status, &changed["path"], &changed["name"]),
+        (200, &json!("a/b"), &json!("Renamed"))
+    );
+    assert_eq!(
+        (&changed["assistant"], &changed["createdAt"]),
+        (&made["assistant"], &made["createdAt"])
+    );
+    let (status, cleared) = api.call(Method::PATCH, &path, Some(&json!({"path": null}))).await;
+    assert_eq!((status, &cleared["path"]), (200, &Value::Null));
+    assert_refused(
+        &api.call(Method::PATCH, &path, Some(&json!({"name": "x".repeat(81)})))
+            .await,
+        400,
+        "name",
+    );
+
+    let mut body = simple_run(&stand_in, "lenient", 1, 2);
+    body["iterations"] = json!(2.0);
+    let mut created = api.post(RUNS, &body).await;
+    assert_eq!(
+        (
+            &created["iterations"],
+            list(&created["simulationRunItemIds"]).len()
+        ),
+        (&json!(2), 2)
+    );
+    // A run may be canceled without a body, or with an empty object.
+    let run = format!("{RUNS}/{}", text(&created["id"]));
+    let (status, _) = api.call(Method::PATCH, &run, Some(&json!({}))).await;
+    assert!(matches!(status, 200 | 400));
+    created = ended(&api, text(&created["id"])).await;
+    assert_counted(&created, 2);
+
+    // A definition in use stays; one that is not can go, once.
+    let scenario = api.post(SCENARIO, &passing("used")).await;
+    let simulation = json!({"scenarioId": scenario["id"], "personalityId": made["id"]});
+    let simulation = api.post(SIMULATION, &simulation).await;
+    for (kind, id, code) in [
+        (SCENARIO, &scenario["id"], "scenario_in_use"),
+        (PERSONALITY, &made["id"], "personality_in_use"),
+    ] {
+        let (status, body) = api
+            .call(Method::DELETE, &format!("{kind}/{}", text(id)), Some(&json!({})))
+            .await;
+        assert_eq!((status, &body["error"]), (409, &json!(code)), "{body}");
+    }
+    assert_eq!(
+        api.delete(&format!("{SIMULATION}/{}", text(&simulation["id"])))
+            .await,
+        simulation
+    );
+    let gone = format!("{SCENARIO}/{}", text(&scenario["id"]));
+    assert_eq!(api.delete(&gone).await, scenario);
+    assert_refused(&api.call(Method::DELETE, &gone, None).await, 404, "not found");
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_are_kept_whole_or_refused() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let prompt = |bytes: usize| format!("<<{{\"place\":\"afar\"}}>>{}", "é".repeat(bytes / 2));
+    // More than a row of the table can hold.
+    let target = assistant(&stand_in, &prompt(1_200_000));
+    let created = api
+        .post(
+            RUNS,
+            &run(
+                json!([inline(&passing("large"), &personality("Pat"))]),
+                inline_target(&target),
+                1,
+            ),
+        )
+        .await;
+    assert_eq!(
+        created["target"]["assistant"]["model"]["messages"],
+        target["model"]["messages"]
+    );
+    let done = ended(&api, text(&created["id"])).await;
+    assert_eq!(counts(&done), [1, 1, 0, 0, 0, 0]);
+    assert_eq!(done["target"], created["target"]);
+    let item = &items(&api, text(&created["id"]), 1).await[0];
+    assert_eq!(
+        item["metadata"]["assistant"]["model"]["messages"],
+        target["model"]["messages"]
+    );
+    assert!(
+        item["metadata"]["call"]["transcript"]
+            .as_str()
+            .unwrap()
+            .contains("Answer 1 from afar.")
+    );
+
+    let definition = json!({"name": "Large", "assistant": assistant(&stand_in, &prompt(500_000))});
+    assert_refused(
+        &api.call(Method::POST, PERSONALITY, Some(&definition)).await,
+        413,
+        "",
+    );
+    let body = json!({"name": "Large", "assistant": assistant(&stand_in, &prompt(7_000_000))});
+    assert_refused(
+        &api.call(Method::POST, PERSONALITY, Some(&body)).await,
+        413,
+        "bytes",
+    );
+    assert_eq!(list(&api.get(PERSONALITY).await).len(), 0);
+    local.shutdown().await;
+}
+
+/// Posts a run with a key; gives status and the very bytes of the answer.
+async fn post_with_key(api: &Api, key: &str, body: &Value) -> (u16, String) {
+    let request = api
+        .request(Method::POST, RUNS)
+        .header("Idempotency-Key", key)
+        .body(body.to_string());
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_sent_again_makes_one_run() {
+    let stand_in = StandIn::start().await;
+    let mut server = Server::start(&stand_in, &[]).await;
+    let api = server.api.clone();
+    let body = simple_run(&stand_in, "once", 1, 3);
+    let answers = join_all((0..8).map(|_| post_with_key(&api, "key-1", &body))).await;
+    let (status, first) = &answers[0];
+    assert_eq!(*status, 201, "{first}");
+    assert!(answers.iter().all(|answer| answer == &answers[0]), "{answers:#?}");
+    assert_eq!(list(&api.get(RUNS).await).len(), 1);
+    let created: Value = first.parse().unwrap();
+    let done = ended(&api, text(&created["id"])).await;
+    assert_eq!(counts(&done), [3, 3, 0, 0, 0, 0]);
+    let calls = stand_in.count();
+    assert_eq!(
+        &post_with_key(&api, "key-1", &body).await,
+        &answers[0],
+        "the same when the run has ended"
+    );
+
+    let mut other = body.clone();
+    other["iterations"] = json!(2);
+    let (status, refusal) = post_with_key(&api, "key-1", &other).await;
+    assert_refused(&(status, refusal.parse().unwrap()), 409, "Idempotency-Key");
+    // Another key, and none, make runs of their own.
+    let (status, second) = post_with_key(&api, "key-2", &body).await;
+    assert_eq!(status, 201);
+    let second: Value = second.parse().unwrap();
+    let third = api.post(RUNS, &body).await;
+    assert_eq!(ids(&[created.clone(), second.clone(), third.clone()]).len(), 3);
+    for run in [&second, &third] {
+        ended(&api, text(&run["id"])).await;
+    }
+    assert_eq!(stand_in.count(), calls * 3);
+
+    // Over a crash as well. The link is the only thing that has the address in it.
+    server.kill_9();
+    server.restart().await;
+    let (status, again) = post_with_key(&server.api, "key-1", &body).await;
+    let again: Value = again.replace(&server.api.base, &api.base).parse().unwrap();
+    assert_eq!((status, again), (201, created));
+    assert_eq!(list(&server.api.get(RUNS).await).len(), 3);
+    assert_eq!(stand_in.count(), calls * 3);
+}

@@ -1,0 +1,108 @@
+//! Three thousand items by one request.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use ringback_local::emulator::{Emulator, Storage};
+use ringback_shared::store::{RunHead, Store};
+use serde_json::json;
+
+use crate::{
+    fixtures::{
+        LONG, RUNS, assert_counted, assistant, counts, ids, inline_target, items, list, regex, run, text,
+    },
+    server::{Server, until},
+    stand_in::{Fault, Role, StandIn},
+};
+
+/// The run's head as it lies in the folder of a program that is dead.
+async fn head(server: &Server, org: &str, run: &str) -> RunHead {
+    let emulator = Emulator::start(Storage::File(server.folder.path().join("data/table.sqlite")))
+        .await
+        .unwrap();
+    let store = Store::new(emulator.dynamodb(), "ringback");
+    let head = store
+        .run(org.parse().unwrap(), run.parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    emulator.shutdown().await;
+    head
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_thousand_items_are_there_at_once_and_none_is_lost_or_doubled_by_a_crash() {
+    let stand_in = StandIn::start().await;
+    let mut server = Server::start(&stand_in, &[]).await;
+    // The shortest of conversations: a fixed greeting and one reply that ends it; the verdict needs no model.
+    let scenario = json!({"name": "Short", "instructions": "Ask.", "evaluations": [
+        regex("yes", "Yes, it is", "boolean", "=", json!(true))]});
+    let personality = json!({"name": "Pat", "assistant": {"firstMessage": "Is this the clinic?"}});
+    let scenario = server.api.post("/eval/simulation/scenario", &scenario).await;
+    let personality = server
+        .api
+        .post("/eval/simulation/personality", &personality)
+        .await;
+    let entry =
+        json!({"type": "simulation", "scenarioId": scenario["id"], "personalityId": personality["id"]});
+    let mut target = assistant(&stand_in, "<<{\"say\":\"Yes, it is. Goodbye.\"}>>");
+    target["endCallPhrases"] = json!(["goodbye"]);
+    let body = run(json!(vec![entry; 300]), inline_target(&target), 10);
+
+    // Nobody comes far before all of it was looked at.
+    stand_in.fail(Role::Target, usize::MAX, Fault::Hang);
+    let created = server.api.post(RUNS, &body).await;
+    let wanted: BTreeSet<String> = list(&created["simulationRunItemIds"])
+        .iter()
+        .map(|id| text(id).to_owned())
+        .collect();
+    assert_eq!(wanted.len(), 3000);
+    let run = text(&created["id"]);
+    let path = format!("{RUNS}/{run}");
+    assert_counted(&server.api.get(&path).await, 3000);
+    let last = text(list(&created["simulationRunItemIds"]).last().unwrap());
+    let unborn = server.api.get(&format!("{path}/item/{last}")).await;
+    assert_eq!(
+        (&unborn["status"], &unborn["iterationNumber"]),
+        (&json!("queued"), &json!(10))
+    );
+
+    // An item that is stored was written after its run was created.
+    let early = text(&created["simulationRunItemIds"][120]);
+    until("the expansion to be under way", LONG, async || {
+        let item = server.api.get(&format!("{path}/item/{early}")).await;
+        (item["updatedAt"] != item["createdAt"]).then_some(())
+    })
+    .await;
+    server.kill_9();
+    let broken_off = head(&server, text(&created["orgId"]), run).await.expanded;
+    assert!(
+        (1..3000).contains(&broken_off),
+        "killed in the middle of the expansion: {broken_off}"
+    );
+
+    server.restart().await;
+    assert_counted(&server.api.get(&path).await, 3000);
+    assert_eq!(ids(&items(&server.api, run, 500).await), wanted);
+    stand_in.release();
+    // As long as a program needs that was not optimized.
+    let done = until("the run to end", Duration::from_secs(240), async || {
+        let run = server.api.get(&path).await;
+        assert_counted(&run, 3000);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        (run["status"] == "ended").then_some(run)
+    })
+    .await;
+    assert_eq!(counts(&done), [3000, 3000, 0, 0, 0, 0]);
+    assert_eq!(done["itemCounts"]["distinctSimulationTotal"], json!(300));
+    let passed = server
+        .api
+        .get(&format!("{path}/item?status=passed&limit=1"))
+        .await;
+    assert_eq!(passed["metadata"]["totalItems"], json!(3000));
+    // Only what was under way at the crash was asked again.
+    assert!(
+        (3000..=3000 + 16).contains(&stand_in.count()),
+        "{} calls",
+        stand_in.count()
+    );
+}

@@ -1,0 +1,258 @@
+//! The real program as a child process, the same stack in this process, and a client for both.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use reqwest::Method;
+use ringback_local::serve::{Local, Model, Options};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::stand_in::StandIn;
+
+pub(crate) const KEY: &str = "rb_test_key";
+
+/// Asks until there is an answer.
+pub(crate) async fn until<T>(what: &str, within: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(began.elapsed() < within, "waited {within:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A client with a key, or without.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    pub(crate) base: String,
+    pub(crate) key: Option<String>,
+    pub(crate) http: reqwest::Client,
+}
+
+impl Api {
+    pub(crate) fn new(base: &str, key: &str) -> Self {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(60))
+            .build()
+            .unwrap();
+        Self {
+            base: base.to_owned(),
+            key: Some(key.to_owned()),
+            http,
+        }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    /// Sends a request; gives status and body.
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let mut request = self.request(method, path);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await.unwrap();
+        let value = serde_json::from_slice(&body).unwrap_or_else(|_| {
+            panic!(
+                "{path} answered {status} without JSON: {}",
+                String::from_utf8_lossy(&body)
+            )
+        });
+        (status, value)
+    }
+
+    async fn expect(&self, method: Method, path: &str, body: Option<&Value>, status: u16) -> Value {
+        let (answered, value) = self.call(method.clone(), path, body).await;
+        assert_eq!(answered, status, "{method} {path}: {value:#}");
+        value
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        self.expect(Method::GET, path, None, 200).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Value {
+        self.expect(Method::POST, path, Some(body), 201).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str) -> Value {
+        self.expect(Method::PATCH, path, None, 200).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Value {
+        self.expect(Method::DELETE, path, None, 200).await
+    }
+}
+
+/// The stack in this process, in memory.
+pub(crate) async fn local(stand_in: &StandIn) -> (Local, Api) {
+    let options = Options {
+        allow_private_targets: true,
+        model: Model {
+            base_url: Some(stand_in.url()),
+            ..Model::default()
+        },
+        api_key: Some(KEY.to_owned()),
+        ..Options::default()
+    };
+    let local = Local::start(options).await.unwrap();
+    let api = Api::new(local.base_url(), KEY);
+    (local, api)
+}
+
+/// The program as it is now, built once for all tests; or the one that `RINGBACK_TEST_PROGRAM` names, such as a release
+/// build.
+pub(crate) fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(path) = std::env::var_os("RINGBACK_TEST_PROGRAM") {
+            return path.into();
+        }
+        // target/{profile}/deps/it-…
+        let this = std::env::current_exe().unwrap();
+        let folder = this.ancestors().nth(2).unwrap();
+        let profile = match folder.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            profile => profile,
+        };
+        // With the same packages and targets as `cargo test --workspace`, so that nothing is built a second time.
+        let built = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "--quiet",
+                "--workspace",
+                "--bin",
+                "ringback",
+                "--test",
+                "it",
+                "--profile",
+                profile,
+            ])
+            .arg("--target-dir")
+            .arg(folder.parent().unwrap())
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .status()
+            .unwrap();
+        assert!(built.success(), "the program cannot be built");
+        folder.join(format!("ringback{}", std::env::consts::EXE_SUFFIX))
+    })
+}
+
+/// The program, serving.
+pub(crate) struct Server {
+    pub(crate) api: Api,
+    pub(crate) folder: TempDir,
+    child: Child,
+    models: String,
+    args: Vec<String>,
+    starts: usize,
+}
+
+impl Server {
+    pub(crate) async fn start(stand_in: &StandIn, args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let args = args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
+        let models = stand_in.url();
+        let (child, base) = spawn(folder.path(), &models, &args, 0).await;
+        Self {
+            api: Api::new(&base, KEY),
+            folder,
+            child,
+            models,
+            args,
+            starts: 1,
+        }
+    }
+
+    /// Ends the process at once, as a crash would.
+    pub(crate) fn kill_9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on the same folder, at another address.
+    pub(crate) async fn restart(&mut self) {
+        let (child, base) = spawn(self.folder.path(), &self.models, &self.args, self.starts).await;
+        self.child = child;
+        self.starts += 1;
+        self.api = Api::new(&base, KEY);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _dead = self.child.kill();
+        let _reaped = self.child.wait();
+        if std::thread::panicking() {
+            for start in 0..self.starts {
+                let log = std::fs::read_to_string(log(self.folder.path(), start)).unwrap_or_default();
+                let tail = log.lines().rev().take(30).collect::<Vec<_>>();
+                eprintln!("--- the program's log, start {start}");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+fn log(folder: &Path, start: usize) -> PathBuf {
+    folder.join(format!("log-{start}"))
+}
+
+async fn spawn(folder: &Path, models: &str, args: &[String], start: usize) -> (Child, String) {
+    let program = tokio::task::spawn_blocking(program).await.unwrap();
+    let log = log(folder, start);
+    let mut child = Command::new(program)
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--allow-private-targets",
+            "--data-dir",
+        ])
+        .arg(folder.join("data"))
+        .args(args)
+        .env("RINGBACK_API_KEY", KEY)
+        .env("OPENAI_BASE_URL", models)
+        .env("OPENAI_API_KEY", "sk-test")
+        .env("RUST_LOG", "warn,dynoxide=error")
+        .env_remove("RINGBACK_MODEL")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let base = until("the program to listen", Duration::from_secs(60), async || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "the program ended: {said}");
+        let line = said.lines().find_map(|line| line.strip_prefix("listening on "))?;
+        Some(line.trim().to_owned()).filter(|_| said.ends_with('\n'))
+    })
+    .await;
+    let probe = Api {
+        key: None,
+        ..Api::new(&base, "")
+    };
+    until("the program to answer", Duration::from_secs(60), async || {
+        let answer = probe.request(Method::GET, "/health").send().await.ok()?;
+        answer.status().is_success().then_some(())
+    })
+    .await;
+    (child, base)
+}

@@ -1,0 +1,933 @@
+//! `template.yaml` and the code must agree: what is deployed is never run by the other tests.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use ringback_local::{
+    drivers::StreamMapping,
+    emulator::{Emulator, Storage},
+};
+use ringback_shared::{
+    config::{Config, ConfigError},
+    store::{
+        RunHead, RunOwed,
+        schema::{self, DUE_INDEX},
+    },
+};
+use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
+use serde_json::{Map, Value, json};
+
+/// What a function may ask AWS for, besides the lines that all of them log.
+const ACTIONS: &[(&str, &[&str])] = &[
+    (
+        "api",
+        &[
+            "dynamodb:BatchGetItem",
+            "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+        ],
+    ),
+    (
+        "relay",
+        &[
+            "dynamodb:BatchGetItem",
+            "dynamodb:DescribeStream",
+            "dynamodb:GetItem",
+            "dynamodb:GetRecords",
+            "dynamodb:GetShardIterator",
+            "dynamodb:ListStreams",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "sqs:SendMessage",
+        ],
+    ),
+    (
+        "start-item",
+        &[
+            "dynamodb:BatchWriteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:ReceiveMessage",
+        ],
+    ),
+    (
+        "evaluate",
+        &[
+            "dynamodb:BatchWriteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:ReceiveMessage",
+        ],
+    ),
+    (
+        "sweep",
+        &[
+            "dynamodb:BatchGetItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "sqs:SendMessage",
+        ],
+    ),
+];
+
+/// Which variables a function reads besides those that none starts without.
+const VARIABLES: &[(&str, &[&str])] = &[
+    ("api", &["MAX_ITERATIONS"]),
+    ("relay", &[]),
+    (
+        "start-item",
+        &[
+            "OPENAI_BASE_URL",
+            "OPENAI_API_KEY",
+            "RINGBACK_MODEL",
+            "MODEL_TIMEOUT_SECONDS",
+            "ALLOW_PRIVATE_TARGETS",
+            "MAX_TURNS",
+            "MAX_CONVERSATION_SECONDS",
+            "SLICE_SECONDS",
+            "RECORD_CONCURRENCY",
+        ],
+    ),
+    (
+        "evaluate",
+        &[
+            "OPENAI_BASE_URL",
+            "OPENAI_API_KEY",
+            "RINGBACK_MODEL",
+            "MODEL_TIMEOUT_SECONDS",
+            "ALLOW_PRIVATE_TARGETS",
+            "RECORD_CONCURRENCY",
+        ],
+    ),
+    ("sweep", &[]),
+];
+
+/// Fourteen days: the longest that SQS keeps a message.
+const LONGEST_RETENTION: u64 = 1_209_600;
+
+// --- Reading it -------------------------------------------------------------------------------------------------------
+
+/// Reads YAML into JSON; the tags of CloudFormation become what they abbreviate: `!Ref x` is `{"Ref": "x"}`.
+fn yaml(text: &str) -> Value {
+    let mut events = Parser::new_from_str(text)
+        .map(|event| event.unwrap().0)
+        .filter(|event| !matches!(event, Event::StreamStart | Event::DocumentStart(_)));
+    let first = events.next().unwrap();
+    let value = node(first, &mut events);
+    assert!(
+        matches!(events.next(), Some(Event::DocumentEnd)),
+        "more than one document"
+    );
+    value
+}
+
+fn node<'a>(event: Event<'a>, events: &mut impl Iterator<Item = Event<'a>>) -> Value {
+    match event {
+        Event::Scalar(text, style, _, tag) => {
+            let plain = style == ScalarStyle::Plain && tag.is_none();
+            let value = if plain { scalar(&text) } else { json!(text) };
+            tagged(tag.as_deref(), value)
+        }
+        Event::SequenceStart(_, tag) => {
+            let mut list = Vec::new();
+            loop {
+                match events.next().unwrap() {
+                    Event::SequenceEnd => return tagged(tag.as_deref(), Value::Array(list)),
+                    event => list.push(node(event, events)),
+                }
+            }
+        }
+        Event::MappingStart(_, tag) => {
+            let mut map = Map::new();
+            loop {
+                match events.next().unwrap() {
+                    Event::MappingEnd => return tagged(tag.as_deref(), Value::Object(map)),
+                    Event::Scalar(key, ..) => {
+                        let event = events.next().unwrap();
+                        let before = map.insert(key.to_string(), node(event, events));
+                        assert!(before.is_none(), "{key} is there twice");
+                    }
+                    event => panic!("{event:?} as a key"),
+                }
+            }
+        }
+        Event::Alias(_) => panic!("CloudFormation promises nothing about YAML aliases"),
+        event => panic!("{event:?} in the middle"),
+    }
+}
+
+fn scalar(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" => Value::Null,
+        "true" => json!(true),
+        "false" => json!(false),
+        _ => text.parse::<i64>().map_or_else(|_| json!(text), |n| json!(n)),
+    }
+}
+
+fn tagged(tag: Option<&Tag>, value: Value) -> Value {
+    let Some(tag) = tag else { return value };
+    match tag.suffix.as_str() {
+        name @ ("Ref" | "Condition") => json!({ name: value }),
+        "GetAtt" => {
+            let (of, what) = value.as_str().unwrap().split_once('.').unwrap();
+            json!({ "Fn::GetAtt": [of, what] })
+        }
+        name => json!({ format!("Fn::{name}"): value }),
+    }
+}
+
+/// The template, with all parameters at their defaults.
+struct Template(Value);
+
+/// A function with what it has from the template's globals.
+struct Function {
+    /// Its folder.
+    name: String,
+    /// Its logical id.
+    id: String,
+    own: Value,
+    properties: Value,
+}
+
+impl Template {
+    fn read() -> Self {
+        Self(yaml(
+            &std::fs::read_to_string(root().join("template.yaml")).unwrap(),
+        ))
+    }
+
+    fn resource(&self, id: &str) -> &Value {
+        let resource = &self.0["Resources"][id];
+        assert!(resource.is_object(), "there is no {id}");
+        resource
+    }
+
+    fn resources(&self, kind: &str) -> BTreeMap<&str, &Value> {
+        self.0["Resources"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, resource)| resource["Type"] == kind)
+            .map(|(id, resource)| (id.as_str(), &resource["Properties"]))
+            .collect()
+    }
+
+    fn functions(&self) -> Vec<Function> {
+        self.resources("AWS::Serverless::Function")
+            .into_iter()
+            .map(|(id, own)| {
+                let code = own["CodeUri"].as_str().unwrap();
+                let mut properties = self.0["Globals"]["Function"].clone();
+                merge(&mut properties, own);
+                Function {
+                    name: code
+                        .strip_prefix("functions/")
+                        .unwrap_or_else(|| panic!("{id} is in {code}"))
+                        .to_owned(),
+                    id: id.to_owned(),
+                    own: own.clone(),
+                    properties,
+                }
+            })
+            .collect()
+    }
+
+    fn function(&self, name: &str) -> Function {
+        self.functions()
+            .into_iter()
+            .find(|function| function.name == name)
+            .unwrap()
+    }
+
+    /// A value with parameters and conditions replaced by what they are; what only a deployment knows stays as it is.
+    fn resolved(&self, value: &Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                if let Some(default) = map
+                    .get("Ref")
+                    .and_then(Value::as_str)
+                    .and_then(|name| self.0["Parameters"].get(name))
+                {
+                    return default["Default"].clone();
+                }
+                if let Some([condition, yes, no]) =
+                    map.get("Fn::If").and_then(Value::as_array).map(Vec::as_slice)
+                {
+                    let holds = self.holds(&self.0["Conditions"][condition.as_str().unwrap()]);
+                    return self.resolved(if holds { yes } else { no });
+                }
+                map.iter()
+                    .map(|(key, value)| (key.clone(), self.resolved(value)))
+                    .collect()
+            }
+            Value::Array(list) => list.iter().map(|value| self.resolved(value)).collect(),
+            other => other.clone(),
+        }
+    }
+
+    fn holds(&self, condition: &Value) -> bool {
+        if let Some([inner]) = condition["Fn::Not"].as_array().map(Vec::as_slice) {
+            return !self.holds(inner);
+        }
+        let [one, other] = condition["Fn::Equals"].as_array().map(Vec::as_slice).unwrap() else {
+            panic!("{condition} compares no two values");
+        };
+        self.resolved(one) == self.resolved(other)
+    }
+}
+
+impl Function {
+    fn number(&self, property: &str) -> u64 {
+        self.properties[property]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{} has no {property}", self.name))
+    }
+
+    fn variables(&self) -> &Map<String, Value> {
+        self.properties["Environment"]["Variables"].as_object().unwrap()
+    }
+
+    fn events(&self, kind: &str) -> Vec<&Value> {
+        let events = self.properties["Events"].as_object();
+        events
+            .into_iter()
+            .flat_map(Map::values)
+            .filter(|event| event["Type"] == kind)
+            .map(|event| &event["Properties"])
+            .collect()
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// As SAM merges a function into the globals.
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+/// The resource whose attribute `value` is.
+fn attribute<'a>(value: &'a Value, what: &str) -> &'a str {
+    let of = &value["Fn::GetAtt"];
+    assert_eq!(of[1], what, "{value}");
+    of[0].as_str().unwrap()
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(list) => list.iter().map(|one| one.as_str().unwrap()).collect(),
+        one => vec![one.as_str().unwrap()],
+    }
+}
+
+fn listed<'a>(table: &'a [(&str, &[&str])], name: &str) -> &'a [&'a str] {
+    table
+        .iter()
+        .find(|(function, _)| *function == name)
+        .unwrap_or_else(|| panic!("say here what {name} needs"))
+        .1
+}
+
+// --- Functions --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn each_folder_of_functions_is_deployed_and_nothing_else() {
+    let template = Template::read();
+    let folders: BTreeSet<String> = std::fs::read_dir(root().join("functions"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    let functions = template.functions();
+    let deployed: BTreeSet<String> = functions.iter().map(|function| function.name.clone()).collect();
+    assert_eq!(deployed, folders);
+    assert_eq!(deployed.len(), functions.len(), "two functions have one folder");
+    for Function { name, id, .. } in functions {
+        assert_eq!(id.to_lowercase(), name.replace('-', ""));
+        assert_eq!(
+            template.resource(&id)["Metadata"]["BuildMethod"],
+            "rust-cargolambda"
+        );
+        // What is built is the one binary of the package in the folder, by its name.
+        let manifest =
+            std::fs::read_to_string(root().join("functions").join(&name).join("Cargo.toml")).unwrap();
+        assert_eq!(manifest.matches("[[bin]]").count(), 1, "{name}");
+        assert!(
+            manifest.contains(&format!("[[bin]]\nname = \"{name}\"\n")),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn each_function_says_what_it_runs_on_and_where_it_logs() {
+    let template = Template::read();
+    let architecture = &template.0["Parameters"]["Architecture"];
+    assert_eq!(architecture["Default"], "arm64");
+    assert_eq!(architecture["AllowedValues"], json!(["arm64", "x86_64"]));
+    let groups = template.resources("AWS::Logs::LogGroup");
+    for (id, group) in &groups {
+        assert_eq!(
+            group["RetentionInDays"],
+            json!({ "Ref": "LogRetentionDays" }),
+            "{id}"
+        );
+    }
+    let mut used = BTreeSet::new();
+    for function in template.functions() {
+        let Function {
+            name,
+            own,
+            properties,
+            ..
+        } = &function;
+        assert_eq!(properties["Runtime"], "provided.al2023", "{name}");
+        assert_eq!(properties["Handler"], "bootstrap", "{name}");
+        assert_eq!(
+            properties["Architectures"],
+            json!([{ "Ref": "Architecture" }]),
+            "{name}"
+        );
+        assert!(function.number("MemorySize") >= 256, "{name}");
+        assert!(own["Timeout"].is_u64(), "{name} has no time limit of its own");
+        let logging = &properties["LoggingConfig"];
+        assert_eq!(logging["LogFormat"], "JSON", "{name}");
+        let group = logging["LogGroup"]["Ref"].as_str().unwrap();
+        assert!(groups.contains_key(group), "{name}");
+        assert!(
+            used.insert(group.to_owned()),
+            "{group} is another function's as well"
+        );
+    }
+    // Lambda takes a line without a time for INFO.
+    assert_eq!(
+        template.0["Parameters"]["LogLevel"]["AllowedValues"],
+        json!(["TRACE", "DEBUG", "INFO"])
+    );
+}
+
+#[test]
+fn each_function_has_the_variables_that_it_reads_and_no_others() {
+    let template = Template::read();
+    let required = required();
+    let minimal = |name: &str| required.contains(name).then(|| format!("the-{name}"));
+    let default = Config::read(&minimal).unwrap();
+    let mut set = BTreeSet::new();
+    for function in template.functions() {
+        let name = &function.name;
+        let variables = function.variables();
+        let wanted: BTreeSet<&str> = required.iter().chain(listed(VARIABLES, name)).copied().collect();
+        let present: BTreeSet<&str> = variables.keys().map(String::as_str).collect();
+        assert_eq!(present, wanted, "{name}");
+        set.extend(present.iter().map(ToString::to_string));
+
+        // What is set by default is what the code does without it.
+        let mut config = Config::read(&|asked| {
+            minimal(asked).or_else(|| match template.resolved(variables.get(asked)?) {
+                Value::String(text) => Some(text),
+                Value::Number(number) => Some(number.to_string()),
+                other => panic!("{name}: {asked} is {other}"),
+            })
+        })
+        .unwrap();
+        for mapping in function.events("SQS") {
+            // A record that waits for another of its batch runs out of time.
+            assert!(
+                config.record_concurrency as u64 >= mapping["BatchSize"].as_u64().unwrap(),
+                "{name}"
+            );
+        }
+        config.record_concurrency = default.record_concurrency;
+        assert_eq!(format!("{config:?}"), format!("{default:?}"), "{name}");
+
+        if let Some(key) = variables.get("OPENAI_API_KEY") {
+            let reference = key["Fn::If"][1]["Fn::Sub"].as_str().unwrap();
+            assert!(
+                reference.starts_with("{{resolve:secretsmanager:"),
+                "{name}: {reference}"
+            );
+        }
+    }
+    let declared: BTreeSet<String> = Config::VARIABLES.iter().map(ToString::to_string).collect();
+    assert_eq!(set, declared);
+    // The address that runs link to is the one that the stack tells.
+    let url = &template.0["Globals"]["Function"]["Environment"]["Variables"]["PUBLIC_URL"];
+    assert_eq!(template.resolved(url), template.0["Outputs"]["ApiUrl"]["Value"]);
+}
+
+/// The variables without which no function starts.
+fn required() -> BTreeSet<&'static str> {
+    let mut required = BTreeSet::new();
+    loop {
+        match Config::read(&|name| required.contains(name).then(|| format!("the-{name}"))) {
+            Ok(_) => return required,
+            Err(ConfigError::Missing(name)) => assert!(required.insert(name)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn each_function_may_do_what_it_does_and_no_more() {
+    let template = Template::read();
+    let mut used = BTreeSet::new();
+    for function in template.functions() {
+        let name = &function.name;
+        let role = attribute(&function.properties["Role"], "Arn");
+        assert!(
+            used.insert(role.to_owned()),
+            "{role} is another function's as well"
+        );
+        let properties = &template.resource(role)["Properties"];
+        assert!(properties["ManagedPolicyArns"].is_null(), "{name}");
+        let mut may = BTreeSet::new();
+        for policy in properties["Policies"].as_array().unwrap() {
+            for statement in policy["PolicyDocument"]["Statement"].as_array().unwrap() {
+                assert_eq!(statement["Effect"], "Allow", "{name}");
+                let actions = strings(&statement["Action"]);
+                let resources = match &statement["Resource"] {
+                    Value::Array(list) => list.clone(),
+                    one => vec![one.clone()],
+                };
+                for resource in &resources {
+                    let text = resource.to_string();
+                    let allowed: &[&str] = match actions[0].split_once(':').unwrap().0 {
+                        "logs" => &["Logs"],
+                        "sqs" => &["RunItems", "Evaluations", "RelayDeadLetters"],
+                        _ => &["Table"],
+                    };
+                    assert!(allowed.iter().any(|part| text.contains(part)), "{name}: {text}");
+                    assert!(!text.contains('*'), "{name}: {text}");
+                }
+                may.extend(actions);
+            }
+        }
+        let logs = ["logs:CreateLogStream", "logs:PutLogEvents"];
+        let wanted: BTreeSet<&str> = listed(ACTIONS, name).iter().copied().chain(logs).collect();
+        assert_eq!(may, wanted, "{name}");
+        assert!(
+            may.iter()
+                .all(|action| !action.contains('*') && *action != "dynamodb:Scan"),
+            "{name}"
+        );
+    }
+    // The index is sweep's: what clients read after their own write never comes from it.
+    let reads_index: Vec<_> = template
+        .resources("AWS::IAM::Role")
+        .into_iter()
+        .filter(|(_, role)| role.to_string().contains(&format!("/index/{DUE_INDEX}")))
+        .map(|(id, _)| id)
+        .collect();
+    assert_eq!(reads_index, ["SweepRole"]);
+}
+
+#[test]
+fn the_api_takes_every_request() {
+    let template = Template::read();
+    let [(_, route)] = Vec::from_iter(template.resources("AWS::ApiGatewayV2::Route"))[..] else {
+        panic!("the function does the routing");
+    };
+    assert_eq!(route["RouteKey"], "$default");
+    assert_eq!(
+        route["Target"],
+        json!({ "Fn::Sub": "integrations/${HttpApiIntegration}" })
+    );
+    let integration = &template.resource("HttpApiIntegration")["Properties"];
+    assert_eq!(integration["PayloadFormatVersion"], "2.0");
+    let api = template.function("api");
+    assert_eq!(attribute(&integration["IntegrationUri"], "Arn"), api.id);
+    assert_eq!(
+        template.resource("HttpApiPermission")["Properties"]["FunctionName"],
+        json!({ "Ref": api.id })
+    );
+    assert!(api.number("Timeout") * 1000 < integration["TimeoutInMillis"].as_u64().unwrap());
+}
+
+// --- Queues and the stream --------------------------------------------------------------------------------------------
+
+#[test]
+fn a_message_comes_back_after_its_worker_and_in_the_end_to_a_dead_letter_queue() {
+    let template = Template::read();
+    let queues = template.resources("AWS::SQS::Queue");
+    let mut fed = BTreeSet::new();
+    let mut dead = BTreeSet::new();
+    for function in template.functions() {
+        let name = &function.name;
+        for mapping in function.events("SQS") {
+            assert_eq!(
+                mapping["FunctionResponseTypes"],
+                json!(["ReportBatchItemFailures"]),
+                "{name}"
+            );
+            let most = template.resolved(&mapping["ScalingConfig"]["MaximumConcurrency"]);
+            assert!(most.as_u64().is_some_and(|most| most >= 2), "{name}");
+            let queue = attribute(&mapping["Queue"], "Arn");
+            assert!(fed.insert(queue.to_owned()), "{queue} feeds two functions");
+            let visibility = queues[queue]["VisibilityTimeout"].as_u64().unwrap();
+            assert!(
+                visibility >= 6 * function.number("Timeout"),
+                "{name}: {visibility} s"
+            );
+        }
+        for mapping in function.events("DynamoDB") {
+            let given_up = &mapping["DestinationConfig"]["OnFailure"]["Destination"];
+            dead.insert(attribute(given_up, "Arn").to_owned());
+        }
+    }
+    for (id, queue) in &queues {
+        let redrive = &queue["RedrivePolicy"];
+        if redrive.is_null() {
+            continue;
+        }
+        let target = attribute(&redrive["deadLetterTargetArn"], "Arn");
+        assert!(redrive["maxReceiveCount"].as_u64().unwrap() >= 5, "{id}");
+        // The time on the first queue counts on the second.
+        let kept = queue["MessageRetentionPeriod"].as_u64().unwrap();
+        assert!(
+            kept <= queues[target]["MessageRetentionPeriod"].as_u64().unwrap(),
+            "{id}"
+        );
+        assert!(queues[target]["RedrivePolicy"].is_null(), "{id}");
+        assert!(dead.insert(target.to_owned()), "{target} is for two queues");
+    }
+    for (id, queue) in &queues {
+        assert_eq!(queue["SqsManagedSseEnabled"], true, "{id}");
+        assert_ne!(
+            fed.contains(*id),
+            dead.contains(*id),
+            "{id} feeds a function or takes what fails"
+        );
+        assert_eq!(queue["RedrivePolicy"].is_null(), dead.contains(*id), "{id}");
+        if dead.contains(*id) {
+            assert_eq!(queue["MessageRetentionPeriod"], LONGEST_RETENTION, "{id}");
+        }
+    }
+}
+
+#[test]
+fn workers_outlive_the_longest_model_call() {
+    let template = Template::read();
+    let longest = template.0["Parameters"]["ModelTimeoutSeconds"]["MaxValue"]
+        .as_u64()
+        .unwrap();
+    let accepts = |seconds: u64| {
+        Config::models(&|name| (name == "MODEL_TIMEOUT_SECONDS").then(|| seconds.to_string())).is_ok()
+    };
+    assert!(
+        accepts(longest) && !accepts(longest + 1),
+        "the code allows another number of seconds"
+    );
+    for function in template.functions() {
+        if function.variables().contains_key("MODEL_TIMEOUT_SECONDS") {
+            assert!(function.number("Timeout") > longest + 15, "{}", function.name);
+        }
+    }
+}
+
+#[test]
+fn the_stream_is_fed_to_relay_as_locally() {
+    let template = Template::read();
+    let relay = template.function("relay");
+    let [mapping] = relay.events("DynamoDB")[..] else {
+        panic!("one mapping")
+    };
+    let local = StreamMapping::new("relay", "table");
+    assert_eq!(attribute(&mapping["Stream"], "StreamArn"), "Table");
+    assert_eq!(mapping["StartingPosition"], "TRIM_HORIZON");
+    assert_eq!(
+        mapping["FunctionResponseTypes"],
+        json!(["ReportBatchItemFailures"])
+    );
+    assert_eq!(mapping["BisectBatchOnFunctionError"], true);
+    assert_eq!(mapping["BatchSize"], local.batch);
+    assert_eq!(mapping["MaximumRetryAttempts"], local.attempts);
+    assert_eq!(relay.number("Timeout"), local.timeout.as_secs());
+    // Else one bad record stops its shard for a day.
+    assert!(mapping["MaximumRecordAgeInSeconds"].as_u64().unwrap() <= 3600);
+}
+
+#[test]
+fn the_stream_is_filtered_to_the_heads_of_items_and_runs() {
+    let template = Template::read();
+    let relay = template.function("relay");
+    let filters: Vec<Value> = relay.events("DynamoDB")[0]["FilterCriteria"]["Filters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|filter| serde_json::from_str(filter["Pattern"].as_str().unwrap()).unwrap())
+        .collect();
+    let passes = |record: &Value| filters.iter().any(|pattern| matches(pattern, Some(record)));
+
+    let heads = [
+        row("RUN#0190-a#0", "ITEM#00000007", &json!({ "owed": "start" })),
+        row("RUN#0190-a#3", "ITEM#00000399", &json!({ "owed": "nothing" })),
+        run_head(RunOwed::Expand),
+        run_head(RunOwed::Cancel),
+        // relay has to see that nothing is left to expand.
+        run_head(RunOwed::Recount),
+        run_head(RunOwed::Nothing),
+    ];
+    for head in &heads {
+        assert!(passes(&record("INSERT", None, Some(head))), "{head}");
+        assert!(passes(&record("MODIFY", Some(head), Some(head))), "{head}");
+        assert!(!passes(&record("REMOVE", Some(head), None)), "{head}");
+    }
+
+    let document = json!({ "body": "{\"owed\":\"start\"}", "parts": "0190" });
+    let mut others: Vec<Value> = [
+        ("ITEM#0190-b", "TURN#000001"),
+        ("ITEM#0190-b", "TURN#000001~0190~000"),
+        ("ITEM#0190-b", "EXTRACT#000000"),
+        ("ITEM#0190-b", "RESULT"),
+        ("ITEM#0190-b", "RESULT~0190~001"),
+        ("RUN#0190-a", "BODY"),
+        ("RUN#0190-a", "BODY~0190~000"),
+        ("RUN#0190-a", "TARGET"),
+        ("RUN#0190-a", "SNAP#000000"),
+        ("RUN#0190-a", "SNAP#000000~0190~000"),
+        ("RUN#0190-a#0", "TALLY"),
+        ("ORG#0190-c", "ORG"),
+        ("ORG#0190-c#idempotency", "e3b0c442"),
+        ("KEY#e3b0c442", "KEY"),
+        ("QUARANTINE#2026-11-22", "0190-d"),
+    ]
+    .into_iter()
+    .map(|(pk, sk)| row(pk, sk, &document))
+    .collect();
+    for kind in [
+        "assistant",
+        "structured-output",
+        "personality",
+        "scenario",
+        "simulation",
+    ] {
+        others.push(row(&format!("ORG#0190-c#{kind}"), "0190-e", &document));
+    }
+    for other in &others {
+        assert!(!passes(&record("INSERT", None, Some(other))), "{other}");
+        assert!(!passes(&record("MODIFY", Some(other), Some(other))), "{other}");
+        assert!(!passes(&record("REMOVE", Some(other), None)), "{other}");
+    }
+}
+
+/// A run's head as it is stored.
+fn run_head(owed: RunOwed) -> Value {
+    let id = "01900000-0000-7000-8000-000000000001";
+    let head: RunHead = serde_json::from_value(json!({
+        "id": id, "org": id, "state": "running", "total": 200, "expanded": 50, "iterations": 1,
+        "transport": "vapi.webchat", "targetType": "assistant", "createdAt": 1, "updatedAt": 1,
+        "owed": owed, "version": 1,
+    }))
+    .unwrap();
+    row(&format!("ORG#{id}#run"), id, &serde_json::to_value(head).unwrap())
+}
+
+/// A row as a stream record shows it.
+fn row(pk: &str, sk: &str, attributes: &Value) -> Value {
+    let mut image = Map::new();
+    image.insert("pk".to_owned(), json!({ "S": pk }));
+    image.insert("sk".to_owned(), json!({ "S": sk }));
+    for (name, value) in attributes.as_object().unwrap() {
+        let value = match value {
+            Value::String(text) => json!({ "S": text }),
+            Value::Number(number) => json!({ "N": number.to_string() }),
+            other => panic!("{other}"),
+        };
+        image.insert(name.clone(), value);
+    }
+    Value::Object(image)
+}
+
+fn record(event: &str, old: Option<&Value>, new: Option<&Value>) -> Value {
+    let row = new.or(old).unwrap();
+    let mut change = json!({ "Keys": { "pk": row["pk"], "sk": row["sk"] }, "SequenceNumber": "1" });
+    for (name, image) in [("OldImage", old), ("NewImage", new)] {
+        if let Some(image) = image {
+            change[name] = image.clone();
+        }
+    }
+    json!({ "eventName": event, "eventSource": "aws:dynamodb", "dynamodb": change })
+}
+
+/// Whether Lambda hands over what is at a pattern's place: all fields of an object, any alternative of a list.
+fn matches(pattern: &Value, at: Option<&Value>) -> bool {
+    match pattern {
+        Value::Object(fields) => fields
+            .iter()
+            .all(|(name, pattern)| matches(pattern, at.and_then(|at| at.get(name)))),
+        Value::Array(alternatives) => alternatives.iter().any(|alternative| match alternative {
+            Value::Object(test) => test.iter().all(|(name, wanted)| match name.as_str() {
+                "prefix" => at
+                    .and_then(Value::as_str)
+                    .is_some_and(|text| text.starts_with(wanted.as_str().unwrap())),
+                "exists" => at.is_some() == wanted.as_bool().unwrap(),
+                other => panic!("teach this test the comparison {other}"),
+            }),
+            exact => at == Some(exact),
+        }),
+        other => panic!("{other} in a pattern"),
+    }
+}
+
+// --- The table --------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn the_table_is_the_one_that_the_local_stack_makes() {
+    let emulator = Emulator::start(Storage::Memory).await.unwrap();
+    let client = emulator.dynamodb();
+    schema::create_table(&client, "made").await.unwrap();
+    let made = client
+        .describe_table()
+        .table_name("made")
+        .send()
+        .await
+        .unwrap()
+        .table
+        .unwrap();
+    let expiry = client
+        .describe_time_to_live()
+        .table_name("made")
+        .send()
+        .await
+        .unwrap();
+
+    let template = Template::read();
+    let [(id, table)] = Vec::from_iter(template.resources("AWS::DynamoDB::Table"))[..] else {
+        panic!("one table");
+    };
+    assert_eq!(id, "Table");
+
+    let element = |name: &str, kind: &str| json!({ "AttributeName": name, "KeyType": kind });
+    let keys: Value = made
+        .key_schema()
+        .iter()
+        .map(|key| element(&key.attribute_name, key.key_type.as_str()))
+        .collect();
+    assert_eq!(table["KeySchema"], keys);
+    let attributes: BTreeMap<&str, &str> = made
+        .attribute_definitions()
+        .iter()
+        .map(|a| (a.attribute_name.as_str(), a.attribute_type.as_str()))
+        .collect();
+    let defined: BTreeMap<&str, &str> = table["AttributeDefinitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| {
+            (
+                a["AttributeName"].as_str().unwrap(),
+                a["AttributeType"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(defined, attributes);
+
+    let [index] = made.global_secondary_indexes() else {
+        panic!("one index")
+    };
+    let defined = table["GlobalSecondaryIndexes"].as_array().unwrap();
+    assert_eq!(defined.len(), 1);
+    assert_eq!(index.index_name.as_deref(), Some(DUE_INDEX));
+    assert_eq!(defined[0]["IndexName"], DUE_INDEX);
+    let keys: Value = index
+        .key_schema()
+        .iter()
+        .map(|key| element(&key.attribute_name, key.key_type.as_str()))
+        .collect();
+    assert_eq!(defined[0]["KeySchema"], keys);
+    let projection = index
+        .projection
+        .as_ref()
+        .unwrap()
+        .projection_type
+        .as_ref()
+        .unwrap();
+    assert_eq!(defined[0]["Projection"]["ProjectionType"], projection.as_str());
+
+    let stream = made.stream_specification.unwrap();
+    assert!(stream.stream_enabled);
+    assert_eq!(
+        table["StreamSpecification"]["StreamViewType"],
+        stream.stream_view_type.unwrap().as_str()
+    );
+    let expiry = expiry.time_to_live_description.unwrap();
+    assert_eq!(
+        table["TimeToLiveSpecification"],
+        json!({ "AttributeName": expiry.attribute_name.unwrap(), "Enabled": true })
+    );
+
+    assert_eq!(table["BillingMode"], "PAY_PER_REQUEST");
+    assert_eq!(
+        table["PointInTimeRecoverySpecification"],
+        json!({ "PointInTimeRecoveryEnabled": true })
+    );
+    assert_eq!(template.resolved(&table["DeletionProtectionEnabled"]), "true");
+}
+
+// --- Alarms -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn what_goes_wrong_raises_an_alarm() {
+    let template = Template::read();
+    let alarms = template.resources("AWS::CloudWatch::Alarm");
+    let mut watched = BTreeSet::new();
+    for (id, alarm) in &alarms {
+        for tells in ["AlarmActions", "OKActions"] {
+            assert_eq!(alarm[tells]["Fn::If"][0], "HasAlarmTopic", "{id}");
+        }
+        let many = alarm["Metrics"].as_array().into_iter().flatten();
+        let many = many
+            .map(|metric| &metric["MetricStat"]["Metric"])
+            .filter(|metric| metric.is_object());
+        for metric in many.chain(alarm["MetricName"].is_string().then_some(*alarm)) {
+            let of = &metric["Dimensions"][0]["Value"];
+            let of = of["Ref"]
+                .as_str()
+                .or_else(|| of["Fn::GetAtt"][0].as_str())
+                .unwrap();
+            template.resource(of);
+            watched.insert((metric["MetricName"].as_str().unwrap(), of));
+        }
+    }
+    for function in template.functions() {
+        for metric in ["Errors", "Throttles"] {
+            assert!(
+                watched.contains(&(metric, function.id.as_str())),
+                "{metric} of {}",
+                function.id
+            );
+        }
+    }
+    for (id, queue) in template.resources("AWS::SQS::Queue") {
+        let metric = if queue["RedrivePolicy"].is_null() {
+            "ApproximateNumberOfMessagesVisible"
+        } else {
+            "ApproximateAgeOfOldestMessage"
+        };
+        assert!(watched.contains(&(metric, id)), "{metric} of {id}");
+    }
+    assert!(watched.contains(&("IteratorAge", "Relay")));
+    assert!(watched.contains(&("Invocations", "Sweep")));
+}
