@@ -24,8 +24,5 @@ pub fn init() {
         .with_current_span(false)
         .with_span_list(false);
     // A second call in one process keeps the first one's settings.
-    let _ = tracing_subscriber::registry()
-        .with(filter)
-        .with(layer.without_time())
-        .try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
 }

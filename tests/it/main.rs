@@ -19,3 +19,4 @@ mod models;
 mod server;
 mod stand_in;
 mod store;
+mod template;

@@ -897,19 +897,13 @@ fn what_goes_wrong_raises_an_alarm() {
         for tells in ["AlarmActions", "OKActions"] {
             assert_eq!(alarm[tells]["Fn::If"][0], "HasAlarmTopic", "{id}");
         }
-        let many = alarm["Metrics"].as_array().into_iter().flatten();
-        let many = many
-            .map(|metric| &metric["MetricStat"]["Metric"])
-            .filter(|metric| metric.is_object());
-        for metric in many.chain(alarm["MetricName"].is_string().then_some(*alarm)) {
-            let of = &metric["Dimensions"][0]["Value"];
-            let of = of["Ref"]
-                .as_str()
-                .or_else(|| of["Fn::GetAtt"][0].as_str())
-                .unwrap();
-            template.resource(of);
-            watched.insert((metric["MetricName"].as_str().unwrap(), of));
-        }
+        let of = &alarm["Dimensions"][0]["Value"];
+        let of = of["Ref"]
+            .as_str()
+            .or_else(|| of["Fn::GetAtt"][0].as_str())
+            .unwrap();
+        template.resource(of);
+        watched.insert((alarm["MetricName"].as_str().unwrap(), of));
     }
     for function in template.functions() {
         for metric in ["Errors", "Throttles"] {

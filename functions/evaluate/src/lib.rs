@@ -39,6 +39,8 @@ pub async fn handle(
 /// Why there is no verdict.
 #[derive(Debug)]
 enum Stop {
+    /// The item is no longer this worker's: canceled, or taken over.
+    Lost,
     /// The store failed: the claim runs out and somebody goes on.
     Store(StoreError),
     /// The judging failed.
@@ -48,6 +50,15 @@ enum Stop {
 impl From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<TransitionError> for Stop {
+    fn from(error: TransitionError) -> Self {
+        match error {
+            TransitionError::Refused { .. } => Self::Lost,
+            TransitionError::Store(error) => Self::Store(error),
+        }
     }
 }
 
@@ -68,7 +79,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
         }
         Err(TransitionError::Store(error)) => return Outcome::Retry(error.to_string()),
     };
-    let judged = AssertUnwindSafe(judge(ctx, &item))
+    let judged = AssertUnwindSafe(judge(ctx, &mut item, &owner, lease_ms))
         .catch_unwind()
         .await
         .unwrap_or_else(|_| {
@@ -109,6 +120,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
                 })
                 .await
         }
+        Err(Stop::Lost) => return Outcome::Drop("the item is no longer this worker's"),
         Err(Stop::Store(error)) => return Outcome::Retry(error.to_string()),
     };
     match written {
@@ -119,7 +131,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
 }
 
 /// Brings the conversation and the evaluations together and asks for what only a model can extract.
-async fn judge(ctx: &Context, item: &Item) -> Result<Verdict, Stop> {
+async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Result<Verdict, Stop> {
     let corrupt = |error: serde_json::Error| StoreError::Corrupt(error.to_string());
     let (briefing, detail) = tokio::try_join!(
         ctx.briefing(item.run, item.simulation),
@@ -169,7 +181,15 @@ async fn judge(ctx: &Context, item: &Item) -> Result<Verdict, Stop> {
     // One request needs no keeping: the verdict comes right after it.
     let keep = plan.groups().len() > 1;
     let kept = extractions.clone();
-    for group in plan.open_groups(&kept) {
+    for (n, group) in plan.open_groups(&kept).enumerate() {
+        if n > 0 {
+            // The claim was for one request.
+            let now = ctx.clock.now_ms();
+            *item = ctx
+                .store
+                .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
+                .await?;
+        }
         let found = extract(ctx, group).await?;
         if keep {
             let n = u32::try_from(group.outputs.first().copied().unwrap_or_default()).unwrap_or(u32::MAX);

@@ -9,7 +9,7 @@ use std::{
 
 use aws_lambda_events::{
     dynamodb::{Event, EventRecord},
-    streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
+    streams::DynamoDbEventResponse,
 };
 use ringback_shared::{
     clock::Deadline,
@@ -37,8 +37,8 @@ struct Work {
 /// Handles one batch of stream records.
 ///
 /// Everything that it does may be done twice, so a batch that fails is handled again as a whole; the stream's mapping
-/// bisects it and sets aside a record that never succeeds. A record that cannot be read is logged and passed over: what
-/// it owes is in its row.
+/// halves it until a record that never succeeds is alone and set aside. A record that cannot be read is logged and passed
+/// over: what it owes is in its row.
 ///
 /// # Errors
 /// When the table or a queue cannot be reached.
@@ -47,10 +47,6 @@ pub async fn handle(
     event: Event,
     deadline: Deadline,
 ) -> Result<DynamoDbEventResponse, BoxError> {
-    let first = event
-        .records
-        .first()
-        .and_then(|record| record.change.sequence_number.clone());
     let mut work = Work::default();
     for record in event.records {
         let id = record.event_id.clone();
@@ -58,14 +54,8 @@ pub async fn handle(
             tracing::error!(record = id, %error, "passed over a record that cannot be read");
         }
     }
-    let mut response = DynamoDbEventResponse::default();
-    if let Err(error) = work.perform(ctx, deadline).await {
-        tracing::warn!(%error, "the batch is to be handled again");
-        let mut failure = DynamoDbBatchItemFailure::default();
-        failure.item_identifier = first;
-        response.batch_item_failures = vec![failure];
-    }
-    Ok(response)
+    work.perform(ctx, deadline).await?;
+    Ok(DynamoDbEventResponse::default())
 }
 
 impl Work {
