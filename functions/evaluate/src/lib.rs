@@ -67,7 +67,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
     let now = ctx.clock.now_ms();
     let lease_ms =
         i64::try_from(ctx.config.models.timeout.as_millis()).unwrap_or(i64::MAX / 4) + LEASE_MARGIN_MS;
-    let item = match ctx
+    let mut item = match ctx
         .store
         .transition(message.item, |item| item.claim_evaluation(&owner, lease_ms, now))
         .await
