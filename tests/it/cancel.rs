@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A worker in the middle of a model call has to be gone by then.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_and_what_waits_is_canceled_and_workers_let_go() {

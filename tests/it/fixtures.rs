@@ -11,7 +11,7 @@ use crate::{
 
 pub(crate) const RUNS: &str = "/eval/simulation/run";
 /// How long any run of these tests may take.
-pub(crate) const LONG: Duration = Duration::from_secs(90);
+pub(crate) const LONG: Duration = Duration::from_secs(400);
 
 static CONTRACT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../shared/tests/schemas/contract.json")).unwrap());

@@ -41,7 +41,7 @@ impl Api {
     pub(crate) fn new(base: &str, key: &str) -> Self {
         let http = reqwest::Client::builder()
             .no_proxy()
-            .timeout(Duration::from_secs(60))
+            .timeout(Duration::from_secs(300))
             .build()
             .unwrap();
         Self {
@@ -238,7 +238,7 @@ async fn spawn(folder: &Path, models: &str, args: &[String], start: usize) -> (C
         .stderr(File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    let base = until("the program to listen", Duration::from_secs(60), async || {
+    let base = until("the program to listen", Duration::from_secs(240), async || {
         let said = std::fs::read_to_string(&log).unwrap();
         assert!(child.try_wait().unwrap().is_none(), "the program ended: {said}");
         let line = said.lines().find_map(|line| line.strip_prefix("listening on "))?;
@@ -249,7 +249,7 @@ async fn spawn(folder: &Path, models: &str, args: &[String], start: usize) -> (C
         key: None,
         ..Api::new(&base, "")
     };
-    until("the program to answer", Duration::from_secs(60), async || {
+    until("the program to answer", Duration::from_secs(240), async || {
         let answer = probe.request(Method::GET, "/health").send().await.ok()?;
         answer.status().is_success().then_some(())
     })

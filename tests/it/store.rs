@@ -689,7 +689,7 @@ async fn a_batch_reports_what_to_repeat_and_sets_aside_what_never_succeeds() {
         }
     };
     // Two seconds are kept back for the answer.
-    let deadline = Deadline::after(Duration::from_millis(2500));
+    let deadline = Deadline::after(Duration::from_secs(8));
     let response = batch::process(&ctx, "items", event(records), deadline, work)
         .await
         .unwrap();
