@@ -35,6 +35,10 @@ pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result
             if item.state.is_terminal() {
                 continue;
             }
+            if deadline.left() <= MARGIN {
+                // The cursor stays where it is: who comes next goes on from there.
+                return Ok(head);
+            }
             let now = ctx.clock.now_ms();
             match ctx.store.transition(item, |item| item.cancel(now)).await {
                 Ok(_) | Err(TransitionError::Refused { .. }) => {}

@@ -32,7 +32,7 @@ const MAX_ITEMS: usize = 100_000;
 /// How many runs are read at once for a list.
 const READS: usize = 16;
 /// How long a request works on a run before it leaves the rest to others.
-const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(10);
+const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Creates a run.
 pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
