@@ -1,10 +1,8 @@
 //! What a handler is given: clients, clock and configuration. The same on Lambda, on a laptop and in tests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-};
+use std::sync::{Arc, OnceLock};
 
+use quick_cache::sync::Cache;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -59,7 +57,7 @@ pub struct Context {
     pub clock: SharedClock,
     /// The configuration.
     pub config: Arc<Config>,
-    snapshots: Arc<Mutex<Snapshots>>,
+    snapshots: Arc<Snapshots>,
 }
 
 /// What an item works from, shared by the items of its simulation.
@@ -68,7 +66,7 @@ pub struct Briefing {
     /// Scenario, personality, simulation and structured outputs.
     pub snapshot: Snapshot,
     /// The target.
-    pub target: Value,
+    pub target: Arc<Value>,
     plan: OnceLock<Arc<conversation::Plan>>,
 }
 
@@ -95,11 +93,14 @@ impl Briefing {
 
 /// How many briefings a process keeps: they never change, and a run's items come one after the other.
 const KEPT_BRIEFINGS: usize = 64;
+/// How many targets a process keeps.
+const KEPT_TARGETS: usize = 16;
 
-#[derive(Debug, Default)]
+/// What runs never change, read once however many items ask at the same time.
+#[derive(Debug)]
 struct Snapshots {
-    kept: HashMap<(Uuid, u32), Arc<Briefing>>,
-    order: std::collections::VecDeque<(Uuid, u32)>,
+    briefings: Cache<(Uuid, u32), Arc<Briefing>>,
+    targets: Cache<Uuid, Arc<Value>>,
 }
 
 impl Context {
@@ -120,7 +121,10 @@ impl Context {
             models: ModelClient::new(Outbound::new(config.models.allow_private_targets)?),
             clock,
             config: Arc::new(config),
-            snapshots: Arc::default(),
+            snapshots: Arc::new(Snapshots {
+                briefings: Cache::new(KEPT_BRIEFINGS),
+                targets: Cache::new(KEPT_TARGETS),
+            }),
         })
     }
 
@@ -166,35 +170,20 @@ impl Context {
     /// # Errors
     /// When the table cannot be read.
     pub async fn briefing(&self, run: Uuid, simulation: u32) -> Result<Arc<Briefing>, StoreError> {
-        let at = (run, simulation);
-        if let Some(kept) = self.kept(at) {
-            return Ok(kept);
-        }
-        let (snapshot, target) =
-            tokio::try_join!(self.store.snapshot(run, simulation), self.store.target(run))?;
-        let briefing = Arc::new(Briefing {
-            snapshot,
-            target,
-            plan: OnceLock::new(),
-        });
-        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        if snapshots.kept.insert(at, Arc::clone(&briefing)).is_none() {
-            snapshots.order.push_back(at);
-            if snapshots.order.len() > KEPT_BRIEFINGS
-                && let Some(oldest) = snapshots.order.pop_front()
-            {
-                snapshots.kept.remove(&oldest);
-            }
-        }
-        Ok(briefing)
-    }
-
-    fn kept(&self, at: (Uuid, u32)) -> Option<Arc<Briefing>> {
+        let read = async {
+            let target = self.snapshots.targets.get_or_insert_async(&run, async {
+                Ok::<_, StoreError>(Arc::new(self.store.target(run).await?))
+            });
+            let (snapshot, target) = tokio::try_join!(self.store.snapshot(run, simulation), target)?;
+            Ok(Arc::new(Briefing {
+                snapshot,
+                target,
+                plan: OnceLock::new(),
+            }))
+        };
         self.snapshots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .kept
-            .get(&at)
-            .cloned()
+            .briefings
+            .get_or_insert_async(&(run, simulation), read)
+            .await
     }
 }

@@ -318,6 +318,12 @@ impl Item {
         ids::item_id(self.run, self.index)
     }
 
+    /// What a tally counts: where it stands, and which of the run's simulations it is.
+    #[must_use]
+    pub fn standing(&self) -> (State, u32) {
+        (self.state, self.simulation)
+    }
+
     /// The queue's work for this item that is waiting for a worker, if any: what `relay` and `sweep` put on a queue.
     #[must_use]
     pub fn waiting(&self) -> Option<Owed> {
@@ -510,9 +516,14 @@ impl Item {
         if self.state.is_terminal() {
             return Err(Refused::Past);
         }
-        let mut item = self.next(now);
-        item.close(State::Canceled, now);
-        Ok(item)
+        Ok(self.next(now).canceled(now))
+    }
+
+    /// The item as it is when it was canceled at `now` before anybody knew of it.
+    #[must_use]
+    pub fn canceled(mut self, now: i64) -> Self {
+        self.close(State::Canceled, now);
+        self
     }
 
     /// `sweep` found the item due: the next look is moved forward, doubling each time, before its work is queued again.
@@ -582,21 +593,21 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts items.
+    /// Counts items by their [standing](Item::standing).
     #[must_use]
-    pub fn of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Self {
+    pub fn of(items: impl IntoIterator<Item = (State, u32)>) -> Self {
         let mut tally = Self::default();
-        for item in items {
+        for (state, simulation) in items {
             tally.total += 1;
-            match item.state {
+            match state {
                 State::Queued | State::Admitted => tally.queued += 1,
                 State::Running | State::Evaluating => tally.running += 1,
                 State::Passed => tally.passed += 1,
                 State::Failed => tally.failed += 1,
                 State::Canceled => tally.canceled += 1,
             }
-            if matches!(item.state, State::Failed | State::Canceled) {
-                tally.failed_simulations.push(item.simulation);
+            if matches!(state, State::Failed | State::Canceled) {
+                tally.failed_simulations.push(simulation);
             }
         }
         tally.failed_simulations.sort_unstable();

@@ -1,6 +1,7 @@
 //! What moves a run forward: expansion, cancellation, recounting, the end. `relay` does it when the stream tells of a
 //! change, `sweep` when something has been owed for too long, the API when it must not wait. All of them may do it at once.
 
+use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
 use crate::{
@@ -12,6 +13,9 @@ use crate::{
 
 /// Time that is kept back, so that an invocation ends before its deadline.
 const MARGIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// How many items of a run are canceled at a time: fast enough to be ahead of the workers, and no flood for the table.
+const CANCELED_AT_ONCE: usize = 12;
 
 /// Does what is owed to a run until nothing but its items' own work is left, or the deadline is near; whoever finds the
 /// head next goes on from there.
@@ -27,22 +31,19 @@ pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result
         && deadline.left() > MARGIN
     {
         let until = head.cancel_cursor.saturating_add(PARTITION).min(head.total);
-        for item in ctx
+        let items = ctx
             .store
             .items_from(head.id, head.cancel_cursor, until - head.cancel_cursor)
-            .await?
-        {
-            if item.state.is_terminal() {
-                continue;
-            }
+            .await?;
+        let open = items.into_iter().filter(|item| !item.state.is_terminal());
+        let mut canceled = stream::iter(open)
+            .map(|item| cancel_item(ctx, item))
+            .buffer_unordered(CANCELED_AT_ONCE);
+        while let Some(canceled) = canceled.next().await {
+            canceled?;
             if deadline.left() <= MARGIN {
                 // The cursor stays where it is: who comes next goes on from there.
                 return Ok(head);
-            }
-            let now = ctx.clock.now_ms();
-            match ctx.store.transition(item, |item| item.cancel(now)).await {
-                Ok(_) | Err(TransitionError::Refused { .. }) => {}
-                Err(TransitionError::Store(error)) => return Err(error.into()),
             }
         }
         head = ctx
@@ -55,6 +56,14 @@ pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result
             .await?;
     }
     Ok(head)
+}
+
+async fn cancel_item(ctx: &Context, item: Item) -> Result<(), StoreError> {
+    let now = ctx.clock.now_ms();
+    match ctx.store.transition(item, |item| item.cancel(now)).await {
+        Ok(_) | Err(TransitionError::Refused { .. }) => Ok(()),
+        Err(TransitionError::Store(error)) => Err(error),
+    }
 }
 
 /// Stores a run's items until that with `index` is there.
@@ -79,7 +88,7 @@ pub async fn expand_until(
 /// When the table cannot be read or written.
 pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Result<(), StoreError> {
     let (items, before) = ctx.store.partition(run, partition).await?;
-    let tally = Tally::of(&items);
+    let tally = Tally::of(items.iter().map(|item| (item.state, item.simulation)));
     let changed = before
         .as_ref()
         .map_or_else(|| tally.is_under_way(), |before| before.tally != tally);

@@ -14,7 +14,7 @@ use aws_lambda_events::{
 use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
-    lifecycle::Item,
+    lifecycle::{Item, Tally},
     progress,
     store::{PARTITION, RunHead, RunOwed, StoreError, head_from_image, item_from_image},
 };
@@ -28,7 +28,7 @@ const TURN: Duration = Duration::from_secs(5);
 struct Work {
     /// Items whose next step waits for a worker.
     send: Vec<Item>,
-    /// Partitions (org, run, partition) in which an item changed its state.
+    /// Partitions (org, run, partition) in which an item counts differently.
     recount: BTreeSet<(Uuid, Uuid, u32)>,
     /// Runs to which something is owed, by id.
     runs: BTreeMap<Uuid, RunHead>,
@@ -91,7 +91,8 @@ impl Work {
     }
 
     fn add_item(&mut self, before: Option<&Item>, item: Item) {
-        if before.map(|before| before.state.shown()) != Some(item.state.shown()) {
+        let counts = |item: &Item| Tally::of([item.standing()]);
+        if before.map(counts) != Some(counts(&item)) {
             self.recount.insert((item.org, item.run, item.index / PARTITION));
         }
         // A step waits for its first worker once: when it became owed, or when a worker gave the item back.
@@ -145,7 +146,11 @@ mod tests {
         let dead = held.requeue(true, now).unwrap();
         assert_eq!(sent(Some(&held), &dead), (false, false));
         let ended = held.end_conversation("a", "x", now).unwrap();
-        assert_eq!(sent(Some(&held), &ended), (true, true));
+        assert_eq!(
+            sent(Some(&held), &ended),
+            (true, false),
+            "counts as running until it is judged"
+        );
         let canceled = ended.cancel(now).unwrap();
         assert_eq!(sent(Some(&ended), &canceled), (false, true));
     }

@@ -420,7 +420,7 @@ impl StreamMapping {
             table: table.to_owned(),
             skip: "TURN#",
             batch: 200,
-            window: Duration::from_millis(10),
+            window: Duration::from_millis(25),
             poll: Duration::from_millis(250),
             attempts: 8,
             backoff: Duration::from_millis(50),

@@ -1,4 +1,5 @@
-//! DynamoDB and SQS on a laptop: two embedded emulators, served over loopback HTTP.
+//! DynamoDB and SQS on a laptop: two embedded emulators. This process reaches them directly (`in_process`), other
+//! programs over loopback HTTP.
 //!
 //! Both run on a thread of their own with a one-thread runtime. The store is SQLite, which blocks the thread that it runs
 //! on: there it holds up nobody but itself. And because a request to the store is handled without a pause, whatever runs
@@ -14,17 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_sdk_dynamodb::config::interceptors::{
-    BeforeTransmitInterceptorContextMut, FinalizerInterceptorContextRef,
-};
 use aws_sdk_dynamodb::config::{
-    BehaviorVersion, ConfigBag, Intercept, Region, RuntimeComponents, StalledStreamProtectionConfig,
-    retry::RetryConfig, timeout::TimeoutConfig,
-};
-use aws_sdk_dynamodb::error::BoxError;
-use aws_sdk_dynamodb::operation::{
-    batch_write_item::BatchWriteItemOutput, delete_item::DeleteItemOutput, put_item::PutItemOutput,
-    transact_write_items::TransactWriteItemsOutput, update_item::UpdateItemOutput,
+    BehaviorVersion, Region, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_sqs::types::QueueAttributeName;
 use axum::{body::Bytes, extract::State, http, response::IntoResponse};
@@ -37,7 +29,10 @@ use tokio::{
 use winterbaume_core::{MockRequest, MockResponse, MockService};
 use winterbaume_sqs::SqsService;
 
-use crate::drivers::with_causes;
+use crate::{
+    drivers::with_causes,
+    in_process::{ToQueues, ToTable},
+};
 
 /// The region that the emulators answer for.
 pub const REGION: &str = "us-east-1";
@@ -133,20 +128,24 @@ impl Emulator {
     pub async fn start(storage: Storage) -> Result<Self, EmulatorError> {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = oneshot::channel();
-        let (jobs, inbox) = mpsc::channel(16);
+        let (jobs, inbox) = mpsc::channel(64);
+        let jobs = Jobs(jobs);
+        let queues = Arc::new(Queues::default());
+        let served = Arc::clone(&queues);
         let thread = std::thread::Builder::new()
             .name("emulators".to_owned())
-            .spawn(move || run(&storage, inbox, ready, stopped))?;
+            .spawn(move || run(&storage, served, inbox, ready, stopped))?;
         let ready = is_ready.await.map_err(|_| EmulatorError::Stopped)??;
         let written = Arc::new(Notify::new());
         let dynamodb_endpoint = format!("http://127.0.0.1:{}", ready.dynamodb);
         let sqs_endpoint = format!("http://127.0.0.1:{}", ready.sqs);
-        let unsigned = Unsigned {
+        let to_table = ToTable {
+            jobs: jobs.clone(),
             written: Arc::clone(&written),
         };
         Ok(Self {
-            dynamodb: dynamodb_client(&dynamodb_endpoint, unsigned.clone()),
-            sqs: sqs_client(&sqs_endpoint, unsigned),
+            dynamodb: dynamodb_client(&dynamodb_endpoint, to_table),
+            sqs: sqs_client(&sqs_endpoint, ToQueues(queues)),
             dynamodb_endpoint,
             sqs_endpoint,
             stream: Stream { jobs, written },
@@ -266,6 +265,7 @@ fn queue_error<E: std::error::Error>(error: E) -> EmulatorError {
 /// The emulators' thread.
 fn run(
     storage: &Storage,
+    queues: Arc<Queues>,
     inbox: mpsc::Receiver<Job>,
     ready: oneshot::Sender<Result<Ready, EmulatorError>>,
     stopped: oneshot::Receiver<()>,
@@ -274,7 +274,7 @@ fn run(
         Ok(runtime) => runtime,
         Err(error) => return drop(ready.send(Err(error.into()))),
     };
-    runtime.block_on(serve(storage, inbox, ready, stopped));
+    runtime.block_on(serve(storage, queues, inbox, ready, stopped));
     // A request that never ends must not hold the process.
     runtime.shutdown_timeout(Duration::from_millis(200));
 }
@@ -313,6 +313,7 @@ async fn open(storage: &Storage) -> Result<Opened, EmulatorError> {
 
 async fn serve(
     storage: &Storage,
+    queues: Arc<Queues>,
     mut inbox: mpsc::Receiver<Job>,
     ready: oneshot::Sender<Result<Ready, EmulatorError>>,
     stopped: oneshot::Receiver<()>,
@@ -340,10 +341,6 @@ async fn serve(
         // An error means that the sender is gone, which is a stop as well.
         let _gone = stopping.wait_for(|stop| *stop).await;
     };
-    let queues = Arc::new(Queues {
-        service: SqsService::new(),
-        sent: Notify::new(),
-    });
     let router = axum::Router::new().fallback(answer).with_state(queues);
     let serve_queues = axum::serve(sqs, router).with_graceful_shutdown(until_stopped(stopping.clone()));
     let serve_store =
@@ -386,6 +383,29 @@ async fn serve(
 /// Work for the emulators' thread: it has the database to itself while it runs.
 type Job = Box<dyn FnOnce(&Connection, &Database) + Send>;
 
+/// Hands work to the emulators' thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Jobs(mpsc::Sender<Job>);
+
+impl Jobs {
+    /// Has `work` done and gives what comes of it.
+    ///
+    /// # Errors
+    /// The emulators have stopped.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, &Database) -> T + Send + 'static,
+    ) -> Result<T, EmulatorError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |connection, database| {
+            // Whoever asked may have stopped waiting.
+            let _gone = reply.send(work(connection, database));
+        });
+        self.0.send(job).await.map_err(|_| EmulatorError::Stopped)?;
+        answer.await.map_err(|_| EmulatorError::Stopped)
+    }
+}
+
 /// A record of the table's stream, as the store keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamRecord {
@@ -414,7 +434,7 @@ pub struct StreamRecord {
 /// The position is what is left: records are deleted as they are passed, so the first one left is the next.
 #[derive(Debug, Clone)]
 pub struct Stream {
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
     written: Arc<Notify>,
 }
 
@@ -432,7 +452,8 @@ impl Stream {
         skip: &str,
     ) -> Result<Vec<StreamRecord>, EmulatorError> {
         let (table, skip) = (table.to_owned(), skip.to_owned());
-        self.with(move |connection, _| next_records(connection, &table, passed, limit, &skip))
+        self.jobs
+            .run(move |connection, _| next_records(connection, &table, passed, limit, &skip))
             .await?
     }
 
@@ -447,25 +468,13 @@ impl Stream {
     /// # Errors
     /// The emulators have stopped, or the store failed.
     pub async fn expire(&self) -> Result<usize, EmulatorError> {
-        self.with(|_, database| {
-            database
-                .sweep_ttl()
-                .map_err(|error| EmulatorError::Store(error.to_string()))
-        })
-        .await?
-    }
-
-    async fn with<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection, &Database) -> T + Send + 'static,
-    ) -> Result<T, EmulatorError> {
-        let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection, database| {
-            // Whoever asked may have stopped waiting.
-            let _gone = reply.send(work(connection, database));
-        });
-        self.jobs.send(job).await.map_err(|_| EmulatorError::Stopped)?;
-        answer.await.map_err(|_| EmulatorError::Stopped)
+        self.jobs
+            .run(|_, database| {
+                database
+                    .sweep_ttl()
+                    .map_err(|error| EmulatorError::Store(error.to_string()))
+            })
+            .await?
     }
 }
 
@@ -526,15 +535,70 @@ fn public_sequence(stored: i64) -> String {
 }
 
 /// The queues, and who waits for a message.
-struct Queues {
+#[derive(Default)]
+pub(crate) struct Queues {
     service: SqsService,
     sent: Notify,
 }
 
-/// Answers one SQS request.
-///
-/// The emulator's own long poll sleeps 100 ms at a time. Here a receive waits for a send instead: it costs nothing while
-/// nothing happens and takes no time when something does.
+impl fmt::Debug for Queues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queues").finish_non_exhaustive()
+    }
+}
+
+impl Queues {
+    /// Answers one SQS request.
+    ///
+    /// The emulator's own long poll sleeps 100 ms at a time. Here a receive waits for a send instead: it costs nothing
+    /// while nothing happens and takes no time when something does.
+    pub(crate) async fn answer(&self, head: http::request::Parts, body: Bytes) -> MockResponse {
+        let mut request = MockRequest {
+            method: head.method.to_string(),
+            uri: head.uri.to_string(),
+            headers: head.headers,
+            body,
+        };
+        let operation = request
+            .headers
+            .get("x-amz-target")
+            .and_then(|target| target.to_str().ok())
+            .and_then(|target| target.rsplit('.').next())
+            .unwrap_or_default();
+        let wakes = operation.starts_with("SendMessage") || operation.starts_with("ChangeMessageVisibility");
+        let wait = if operation == "ReceiveMessage" {
+            take_wait(&mut request)
+        } else {
+            Duration::ZERO
+        };
+        let response = if wait.is_zero() {
+            self.service.handle(request).await
+        } else {
+            self.receive(request, Instant::now() + wait).await
+        };
+        if wakes {
+            self.sent.notify_waiters();
+        }
+        response
+    }
+
+    async fn receive(&self, request: MockRequest, until: Instant) -> MockResponse {
+        loop {
+            // From here on a send wakes this task, even one that comes before the wait below.
+            let sent = self.sent.notified();
+            tokio::pin!(sent);
+            sent.as_mut().enable();
+            let response = self.service.handle(request.clone()).await;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || response.status != 200 || has_messages(&response) {
+                return response;
+            }
+            let _timeout = tokio::time::timeout(left.min(RECEIVE_TICK), sent).await;
+        }
+    }
+}
+
+/// Answers one SQS request of another program.
 async fn answer(
     State(queues): State<Arc<Queues>>,
     request: axum::extract::Request,
@@ -543,32 +607,7 @@ async fn answer(
     let Ok(body) = axum::body::to_bytes(body, 2 * 1024 * 1024).await else {
         return http::StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let mut request = MockRequest {
-        method: parts.method.to_string(),
-        uri: parts.uri.to_string(),
-        headers: parts.headers,
-        body,
-    };
-    let operation = request
-        .headers
-        .get("x-amz-target")
-        .and_then(|target| target.to_str().ok())
-        .and_then(|target| target.rsplit('.').next())
-        .unwrap_or_default();
-    let wakes = operation.starts_with("SendMessage") || operation.starts_with("ChangeMessageVisibility");
-    let wait = if operation == "ReceiveMessage" {
-        take_wait(&mut request)
-    } else {
-        Duration::ZERO
-    };
-    let response = if wait.is_zero() {
-        queues.service.handle(request).await
-    } else {
-        receive(&queues, request, Instant::now() + wait).await
-    };
-    if wakes {
-        queues.sent.notify_waiters();
-    }
+    let response = queues.answer(parts, body).await;
     let status =
         http::StatusCode::from_u16(response.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     (status, response.headers, response.body).into_response()
@@ -593,21 +632,6 @@ fn take_wait(request: &mut MockRequest) -> Duration {
     Duration::from_secs(seconds).min(LONGEST_RECEIVE)
 }
 
-async fn receive(queues: &Queues, request: MockRequest, until: Instant) -> MockResponse {
-    loop {
-        // From here on a send wakes this task, even one that comes before the wait below.
-        let sent = queues.sent.notified();
-        tokio::pin!(sent);
-        sent.as_mut().enable();
-        let response = queues.service.handle(request.clone()).await;
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || response.status != 200 || has_messages(&response) {
-            return response;
-        }
-        let _timeout = tokio::time::timeout(left.min(RECEIVE_TICK), sent).await;
-    }
-}
-
 fn has_messages(response: &MockResponse) -> bool {
     #[derive(serde::Deserialize)]
     struct Received<'a> {
@@ -617,84 +641,31 @@ fn has_messages(response: &MockResponse) -> bool {
     serde_json::from_slice::<Received<'_>>(&response.body).is_ok_and(|received| !received.messages.is_empty())
 }
 
-/// Stands in for a signature, which the emulators do not check, and wakes the stream after writes.
-#[derive(Debug, Clone)]
-struct Unsigned {
-    written: Arc<Notify>,
-}
-
-impl Intercept for Unsigned {
-    fn name(&self) -> &'static str {
-        "Unsigned"
-    }
-
-    fn modify_before_transmit(
-        &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _components: &RuntimeComponents,
-        _config: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let headers = context.request_mut().headers_mut();
-        headers.insert(
-            "authorization",
-            "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/local/aws4_request, SignedHeaders=host, Signature=0",
-        );
-        headers.insert("x-amz-date", "20260101T000000Z");
-        Ok(())
-    }
-
-    fn read_after_execution(
-        &self,
-        context: &FinalizerInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        _config: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let Some(Ok(output)) = context.output_or_error() else {
-            return Ok(());
-        };
-        let wrote = output.downcast_ref::<UpdateItemOutput>().is_some()
-            || output.downcast_ref::<TransactWriteItemsOutput>().is_some()
-            || output.downcast_ref::<PutItemOutput>().is_some()
-            || output.downcast_ref::<BatchWriteItemOutput>().is_some()
-            || output.downcast_ref::<DeleteItemOutput>().is_some();
-        if wrote {
-            self.written.notify_one();
-        }
-        Ok(())
-    }
-}
-
-/// Bounds every call: the emulators answer in milliseconds or not at all. A receive may wait 20 seconds.
-fn timeouts() -> TimeoutConfig {
-    TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(2))
-        .operation_timeout(Duration::from_secs(30))
-        .build()
-}
-
-fn dynamodb_client(endpoint: &str, unsigned: Unsigned) -> aws_sdk_dynamodb::Client {
+fn dynamodb_client(endpoint: &str, way: ToTable) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static(REGION))
         .endpoint_url(endpoint)
         .allow_no_auth()
-        .interceptor(unsigned)
-        .retry_config(RetryConfig::standard().with_max_attempts(2))
-        .timeout_config(timeouts())
+        .http_client(way)
+        // What lives in this process answers or is gone with it: nothing to wait out and nothing to repeat.
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .build();
     aws_sdk_dynamodb::Client::from_conf(config)
 }
 
-fn sqs_client(endpoint: &str, unsigned: Unsigned) -> aws_sdk_sqs::Client {
+fn sqs_client(endpoint: &str, way: ToQueues) -> aws_sdk_sqs::Client {
     let config = aws_sdk_sqs::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static(REGION))
         .endpoint_url(endpoint)
         .allow_no_auth()
-        .interceptor(unsigned)
-        .retry_config(RetryConfig::standard().with_max_attempts(2))
-        .timeout_config(timeouts())
+        .http_client(way)
+        // What lives in this process answers or is gone with it: nothing to wait out and nothing to repeat.
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .build();
     aws_sdk_sqs::Client::from_conf(config)
@@ -764,7 +735,8 @@ pub(crate) mod tests {
         put(&emulator.dynamodb(), "a").await;
         let (journal, plan) = emulator
             .stream()
-            .with(|connection, _| {
+            .jobs
+            .run(|connection, _| {
                 let journal: String = connection
                     .query_row("PRAGMA journal_mode", [], |row| row.get(0))
                     .unwrap();
@@ -967,6 +939,39 @@ pub(crate) mod tests {
         );
         assert!(gone.unwrap().messages().is_empty());
         assert_eq!(dead.unwrap().messages()[0].body(), Some("hello"));
+        emulator.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn other_programs_see_the_same_over_http() {
+        let emulator = Emulator::start(Storage::Memory).await.unwrap();
+        create_table(&emulator.dynamodb()).await;
+        put(&emulator.dynamodb(), "a").await;
+        emulator.create_queue("work", VISIBILITY).await.unwrap();
+        let ask = async |endpoint: &str, target: &str, body: &'static str| {
+            reqwest::Client::new()
+                .post(endpoint)
+                .header("content-type", "application/x-amz-json-1.0")
+                .header("x-amz-target", target)
+                .header("x-amz-date", "20260101T000000Z")
+                .header(
+                    "authorization",
+                    "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/dynamodb/aws4_request, SignedHeaders=host, \
+                     Signature=0",
+                )
+                .body(body)
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap()
+        };
+        let get = r#"{"TableName":"table","Key":{"pk":{"S":"p"},"sk":{"S":"a"}}}"#;
+        let row = ask(emulator.dynamodb_endpoint(), "DynamoDB_20120810.GetItem", get).await;
+        assert!(row.contains(r#""n":{"N":"1"}"#), "{row}");
+        let queues = ask(emulator.sqs_endpoint(), "AmazonSQS.ListQueues", "{}").await;
+        assert!(queues.contains("/work"), "{queues}");
         emulator.shutdown().await;
     }
 

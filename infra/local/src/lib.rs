@@ -8,9 +8,14 @@
     reason = "this is the process that keeps running, where a spawned task outlives the answer; the rule is for functions"
 )]
 
+/// Of everything that links the embedded stack: the AWS SDK and the embedded table ask for much memory in small pieces.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod demo;
 pub mod drivers;
 pub mod emulator;
 pub mod http;
+mod in_process;
 pub mod sample;
 pub mod serve;

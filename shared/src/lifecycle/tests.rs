@@ -238,7 +238,7 @@ fn tallies_count_each_item_once() {
         of(6, State::Canceled),
         of(9, State::Passed),
     ];
-    let tally = Tally::of(&items);
+    let tally = Tally::of(items.iter().map(Item::standing));
     assert_eq!(
         (
             tally.queued,
@@ -253,7 +253,8 @@ fn tallies_count_each_item_once() {
         (tally.total, tally.terminal(), tally.failed_simulations.clone()),
         (5, 3, vec![1])
     );
-    let halves = Tally::of(&items[..2]).plus(&Tally::of(&items[2..]));
+    let halves = Tally::of(items[..2].iter().map(Item::standing))
+        .plus(&Tally::of(items[2..].iter().map(Item::standing)));
     assert_eq!(halves, tally);
 }
 

@@ -7,7 +7,7 @@ use super::{
     Condition, Range, Row, Store, StoreError, Write, WriteError, assemble, document, integer, number, read,
     schema, string, text, write,
 };
-use crate::lifecycle::{Item, Refused, Tally};
+use crate::lifecycle::{Item, Refused, State, Tally};
 
 /// How many items of a run share a partition.
 pub const PARTITION: u32 = 100;
@@ -71,6 +71,33 @@ pub struct StoredTally {
     pub tally: Tally,
     /// The sum of the versions of the items that were counted.
     pub versions: u64,
+}
+
+/// What a tally and its item rows are read for.
+const COUNTED: &[&str] = &[
+    "sk",
+    "state",
+    "simulation",
+    "version",
+    "total",
+    "queued",
+    "running",
+    "passed",
+    "failed",
+    "canceled",
+    "failedSimulations",
+    "versions",
+];
+
+/// What counts of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+pub struct Counted {
+    /// Where it stands.
+    pub state: State,
+    /// Which of the run's simulations it is, from 0.
+    pub simulation: u32,
+    /// Grows by one with every write.
+    pub version: u64,
 }
 
 /// A row to which something is owed, as the index names it.
@@ -151,7 +178,7 @@ impl Store {
         Ok(items)
     }
 
-    /// Reads all items of one partition and its tally, consistently.
+    /// Reads what counts of all items of one partition, and its tally, consistently.
     ///
     /// # Errors
     /// When the table cannot be read.
@@ -159,9 +186,15 @@ impl Store {
         &self,
         run: Uuid,
         partition: u32,
-    ) -> Result<(Vec<Item>, Option<StoredTally>), StoreError> {
+    ) -> Result<(Vec<Counted>, Option<StoredTally>), StoreError> {
         let rows = self
-            .query(&ItemKey::partition(run, partition), Range::All, true, None)
+            .query_only(
+                &ItemKey::partition(run, partition),
+                Range::All,
+                true,
+                None,
+                COUNTED,
+            )
             .await?;
         let mut items = Vec::with_capacity(rows.len());
         let mut tally = None;

@@ -447,6 +447,18 @@ impl Store {
         forward: bool,
         limit: Option<usize>,
     ) -> Result<Vec<Row>, StoreError> {
+        self.query_only(pk, range, forward, limit, &[]).await
+    }
+
+    /// The same, with these attributes only; all of them if none is named.
+    async fn query_only(
+        &self,
+        pk: &str,
+        range: Range<'_>,
+        forward: bool,
+        limit: Option<usize>,
+        only: &[&str],
+    ) -> Result<Vec<Row>, StoreError> {
         let mut rows = Vec::new();
         let mut start = None;
         loop {
@@ -470,6 +482,14 @@ impl Store {
                     .expression_attribute_values(":from", text(from))
                     .expression_attribute_values(":to", text(to)),
             };
+            if !only.is_empty() {
+                // Behind placeholders, because some names are words of the expression's language.
+                let placeholders: Vec<String> = only.iter().map(|name| format!("#{name}")).collect();
+                request = request.projection_expression(placeholders.join(", "));
+                for (placeholder, name) in placeholders.into_iter().zip(only) {
+                    request = request.expression_attribute_names(placeholder, *name);
+                }
+            }
             let answer = request
                 .send()
                 .await

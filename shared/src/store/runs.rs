@@ -422,7 +422,11 @@ impl Store {
         next.owe(now);
         let mut writes = vec![Write::put(head_row(&next)?, Condition::Version(head.version))];
         for index in head.expanded..until {
-            let item = Item::admitted(head.org, head.id, index, head.iterations, now);
+            let mut item = Item::admitted(head.org, head.id, index, head.iterations, now);
+            if head.canceled_at.is_some() {
+                // Nobody is to begin what is canceled already.
+                item = item.canceled(now);
+            }
             writes.push(Write::plain(item_row(&item)?));
         }
         match self.transact(writes).await {
