@@ -1,13 +1,7 @@
 //! The queues. A message names an item and carries its head as it was when the message was sent, so that the worker's
 //! first write needs no read: where the head has changed, the write's condition fails and brings the present one.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use aws_sdk_sqs::{Client, error::DisplayErrorContext, types::SendMessageBatchRequestEntry};
 use serde::{Deserialize, Serialize};
@@ -35,7 +29,6 @@ pub struct Queues {
     client: Client,
     run_items: Arc<str>,
     evaluations: Arc<str>,
-    requests: Arc<AtomicU64>,
 }
 
 impl Queues {
@@ -46,14 +39,7 @@ impl Queues {
             client,
             run_items: run_items_url.into(),
             evaluations: evaluations_url.into(),
-            requests: Arc::default(),
         }
-    }
-
-    /// How many requests were sent.
-    #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
     }
 
     /// Sends each item to the queue of what it is owed, not to be received before its pause is over. `now` is in
@@ -89,7 +75,6 @@ impl Queues {
         }
         for (url, entries) in by_queue {
             for chunk in entries.chunks(10) {
-                self.requests.fetch_add(1, Ordering::Relaxed);
                 let answer = self
                     .client
                     .send_message_batch()

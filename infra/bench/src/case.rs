@@ -59,8 +59,8 @@ pub(crate) struct CaseOutcome {
     pub(crate) peak_rss_mib: Option<f64>,
     /// How often the run was looked at.
     pub(crate) polls: u32,
-    /// Requests that sent messages to the queues.
-    pub(crate) queue_send_requests: u64,
+    /// Requests to the queues, by kind.
+    pub(crate) queue: BTreeMap<String, u64>,
     /// What was asked of the table, if it was counted.
     pub(crate) table: BTreeMap<String, TableUse>,
     /// Rows that hold a turn, if they were counted.
@@ -115,7 +115,7 @@ async fn measure(args: &CaseArgs, local: &Local) -> Result<CaseOutcome, BoxError
         meter.turn_on();
     }
     let start_cpu_seconds = cpu_time().as_secs_f64();
-    let (before, sent) = (meter.snapshot(), context.queues.requests());
+    let (before, queue_before) = (meter.snapshot(), local.emulator().queue_requests());
     let (cpu, start) = (cpu_time(), Instant::now());
 
     let run = api.create("run", &run).await?;
@@ -143,7 +143,11 @@ async fn measure(args: &CaseArgs, local: &Local) -> Result<CaseOutcome, BoxError
     let cpu_seconds = (cpu_time() - cpu).as_secs_f64();
     let wall_seconds = start.elapsed().as_secs_f64();
     let peak_rss_mib = peak_rss_mib();
-    let queue_send_requests = context.queues.requests() - sent;
+    let mut queue = local.emulator().queue_requests();
+    for (kind, requests) in &mut queue {
+        *requests -= queue_before.get(kind).copied().unwrap_or_default();
+    }
+    queue.retain(|_, requests| *requests > 0);
     let table = difference(&before, &meter.snapshot());
     if ended["itemCounts"]["passed"] != args.conversations {
         let failed = api.get(&format!("run/{run}/item?status=failed&limit=1")).await?;
@@ -169,7 +173,7 @@ async fn measure(args: &CaseArgs, local: &Local) -> Result<CaseOutcome, BoxError
         wall_seconds,
         peak_rss_mib,
         polls,
-        queue_send_requests,
+        queue,
         table,
         turn_rows,
     })

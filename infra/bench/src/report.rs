@@ -102,9 +102,11 @@ struct PerConversation {
     table_rows: f64,
     table_write_units: f64,
     table_read_units: f64,
-    queue_send_requests: f64,
+    queue_requests: f64,
     /// By kind of request.
     table: BTreeMap<String, TableUse>,
+    /// Requests to the queues, by kind.
+    queue: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -272,8 +274,13 @@ async fn count(cli: &Cli, store: Store, conversations: u32, times: Option<Times>
             table_rows: rounded(rows / n),
             table_write_units: rounded(sum(|used| used.units, Some(true)) / n),
             table_read_units: rounded(sum(|used| used.units, Some(false)) / n),
-            queue_send_requests: rounded(outcome.queue_send_requests as f64 / n),
+            queue_requests: rounded(outcome.queue.values().sum::<u64>() as f64 / n),
             table,
+            queue: outcome
+                .queue
+                .iter()
+                .map(|(kind, &requests)| (kind.clone(), rounded(requests as f64 / n)))
+                .collect(),
         },
         table_rows_per_reply: rounded(turns / (n * f64::from(REPLIES))),
         other_table_rows_per_item: rounded((rows - turns) / n),
@@ -412,8 +419,9 @@ mod tests {
                 table_rows: 14.0,
                 table_write_units: 20.0,
                 table_read_units: 5.0,
-                queue_send_requests: 0.5,
+                queue_requests: 0.5,
                 table: BTreeMap::new(),
+                queue: BTreeMap::new(),
             },
             table_rows_per_reply: rows_per_reply,
             other_table_rows_per_item: other_rows,

@@ -7,10 +7,11 @@
 //! a lock, nor makes the store wait for one.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::Ipv4Addr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -100,6 +101,7 @@ pub struct Emulator {
     sqs_endpoint: String,
     dynamodb: aws_sdk_dynamodb::Client,
     sqs: aws_sdk_sqs::Client,
+    queues: Arc<Queues>,
     stream: Stream,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -145,7 +147,8 @@ impl Emulator {
         };
         Ok(Self {
             dynamodb: dynamodb_client(&dynamodb_endpoint, to_table),
-            sqs: sqs_client(&sqs_endpoint, ToQueues(queues)),
+            sqs: sqs_client(&sqs_endpoint, ToQueues(Arc::clone(&queues))),
+            queues,
             dynamodb_endpoint,
             sqs_endpoint,
             stream: Stream { jobs, written },
@@ -176,6 +179,12 @@ impl Emulator {
     #[must_use]
     pub fn sqs(&self) -> aws_sdk_sqs::Client {
         self.sqs.clone()
+    }
+
+    /// How many requests the embedded SQS was sent so far, by operation.
+    #[must_use]
+    pub fn queue_requests(&self) -> BTreeMap<String, u64> {
+        self.queues.counts().clone()
     }
 
     /// The table's stream.
@@ -539,6 +548,8 @@ fn public_sequence(stored: i64) -> String {
 pub(crate) struct Queues {
     service: SqsService,
     sent: Notify,
+    /// By operation.
+    requests: Mutex<BTreeMap<String, u64>>,
 }
 
 impl fmt::Debug for Queues {
@@ -565,6 +576,7 @@ impl Queues {
             .and_then(|target| target.to_str().ok())
             .and_then(|target| target.rsplit('.').next())
             .unwrap_or_default();
+        *self.counts().entry(operation.to_owned()).or_default() += 1;
         let wakes = operation.starts_with("SendMessage") || operation.starts_with("ChangeMessageVisibility");
         let wait = if operation == "ReceiveMessage" {
             take_wait(&mut request)
@@ -580,6 +592,10 @@ impl Queues {
             self.sent.notify_waiters();
         }
         response
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn receive(&self, request: MockRequest, until: Instant) -> MockResponse {
