@@ -4,8 +4,9 @@ use std::{any::Any, collections::HashSet, panic::AssertUnwindSafe, time::Duratio
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use futures_util::{FutureExt, StreamExt, stream};
+use serde::de::DeserializeOwned;
 
-use crate::{clock::Deadline, context::Context, queue::Message};
+use crate::{clock::Deadline, context::Context};
 
 /// What became of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +29,15 @@ const MARGIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When a record has no message id: an empty identifier in the answer would mean the whole batch failed, silently.
-pub async fn process<F>(
+pub async fn process<M, F>(
     ctx: &Context,
     source: &'static str,
     event: SqsEvent,
     deadline: Deadline,
-    work: impl Fn(Message, Deadline) -> F,
+    work: impl Fn(M, Deadline) -> F,
 ) -> Result<SqsBatchResponse, crate::context::BoxError>
 where
+    M: DeserializeOwned,
     F: Future<Output = Outcome>,
 {
     if event
@@ -49,7 +51,8 @@ where
     let work = &work;
     let failures: Vec<Option<String>> = stream::iter(event.records)
         .filter(|record| std::future::ready(seen.insert(record.message_id.clone())))
-        .map(|record| one(ctx, source, record, deadline, work))
+        // Boxed, because the state of a handler is large: unboxed it is moved through every frame below.
+        .map(|record| Box::pin(one(ctx, source, record, deadline, work)))
         .buffer_unordered(ctx.config.record_concurrency.max(1))
         .collect()
         .await;
@@ -67,24 +70,26 @@ where
 }
 
 /// Works on one record; gives its message id when it has to be received again.
-async fn one<F>(
+async fn one<M, F>(
     ctx: &Context,
     source: &'static str,
     record: SqsMessage,
     deadline: Deadline,
-    work: &impl Fn(Message, Deadline) -> F,
+    work: &impl Fn(M, Deadline) -> F,
 ) -> Option<String>
 where
+    M: DeserializeOwned,
     F: Future<Output = Outcome>,
 {
     let id = record.message_id.unwrap_or_default();
     let body = record.body.unwrap_or_default();
-    let outcome = match serde_json::from_str::<Message>(&body) {
+    let outcome = match serde_json::from_str::<M>(&body) {
         Err(error) => Outcome::Quarantine(format!("the body is not a message of this queue: {error}")),
         Ok(message) => {
             let budget = deadline.left().saturating_sub(MARGIN);
-            let attempt =
-                AssertUnwindSafe(async { work(message, Deadline::after(budget)).await }).catch_unwind();
+            // Called inside, so that a panic before the first await is caught as well.
+            let attempt = async { Box::pin(work(message, Deadline::after(budget))).await };
+            let attempt = AssertUnwindSafe(attempt).catch_unwind();
             match tokio::time::timeout(budget, attempt).await {
                 Err(_) => Outcome::Retry("the time ran out".to_owned()),
                 Ok(Err(panic)) => {

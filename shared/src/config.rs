@@ -16,6 +16,11 @@ pub struct Config {
     pub run_items_queue_url: String,
     /// Where items that are owed a verdict go. Read from `EVALUATIONS_QUEUE_URL`.
     pub evaluations_queue_url: String,
+    /// Where deliveries of outgoing hooks go. Read from `DELIVERIES_QUEUE_URL`.
+    pub deliveries_queue_url: String,
+    /// What the names of secrets begin with, before a slash: it keeps the secrets of several systems in one account apart.
+    /// Read from `SECRETS_PREFIX`.
+    pub secrets_prefix: String,
     /// The base of links to runs, without a slash at its end. Read from `PUBLIC_URL`.
     pub public_url: String,
     /// How models are reached. Read from `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `RINGBACK_MODEL`,
@@ -27,6 +32,10 @@ pub struct Config {
     pub limits: Limits,
     /// The longest that one invocation talks for an item before it hands it on. Read from `SLICE_SECONDS`.
     pub slice: Duration,
+    /// How many call slots an organization has; a voice item takes two. Read from `CALL_SLOTS`.
+    pub call_slots: u32,
+    /// The longest that a call may last. Read from `MAX_CALL_SECONDS`.
+    pub max_call: Duration,
     /// How many records of a batch are worked on at once. Read from `RECORD_CONCURRENCY`.
     pub record_concurrency: usize,
 }
@@ -83,6 +92,8 @@ impl Config {
         "TABLE_NAME",
         "RUN_ITEMS_QUEUE_URL",
         "EVALUATIONS_QUEUE_URL",
+        "DELIVERIES_QUEUE_URL",
+        "SECRETS_PREFIX",
         "PUBLIC_URL",
         "OPENAI_BASE_URL",
         "OPENAI_API_KEY",
@@ -93,6 +104,8 @@ impl Config {
         "MAX_TURNS",
         "MAX_CONVERSATION_SECONDS",
         "SLICE_SECONDS",
+        "CALL_SLOTS",
+        "MAX_CALL_SECONDS",
         "RECORD_CONCURRENCY",
     ];
 
@@ -124,15 +137,33 @@ impl Config {
             )?,
             ..limits
         };
+        let call_slots = parsed(lookup, "CALL_SLOTS", 10, "a whole number from 2 on")?;
+        if call_slots < 2 {
+            // Nobody would ever be admitted.
+            return Err(ConfigError::Invalid {
+                name: "CALL_SLOTS",
+                value: call_slots.to_string(),
+                expected: "a whole number from 2 on",
+            });
+        }
         Ok(Self {
             table: required(lookup, "TABLE_NAME")?,
             run_items_queue_url: required(lookup, "RUN_ITEMS_QUEUE_URL")?,
             evaluations_queue_url: required(lookup, "EVALUATIONS_QUEUE_URL")?,
+            deliveries_queue_url: required(lookup, "DELIVERIES_QUEUE_URL")?,
+            secrets_prefix: required(lookup, "SECRETS_PREFIX")?,
             public_url: required(lookup, "PUBLIC_URL")?.trim_end_matches('/').to_owned(),
             models: Self::models(lookup)?,
             max_iterations: parsed(lookup, "MAX_ITERATIONS", 10, "a whole number from 1 on")?,
             limits,
             slice: Duration::from_secs(parsed(lookup, "SLICE_SECONDS", 120, "a whole number of seconds")?),
+            call_slots,
+            max_call: Duration::from_secs(parsed(
+                lookup,
+                "MAX_CALL_SECONDS",
+                600,
+                "a whole number of seconds",
+            )?),
             record_concurrency: parsed(lookup, "RECORD_CONCURRENCY", 10, "a whole number from 1 on")?,
         })
     }
@@ -184,6 +215,8 @@ mod tests {
             "TABLE_NAME",
             "RUN_ITEMS_QUEUE_URL",
             "EVALUATIONS_QUEUE_URL",
+            "DELIVERIES_QUEUE_URL",
+            "SECRETS_PREFIX",
             "PUBLIC_URL",
         ]
         .contains(&name)
@@ -212,6 +245,7 @@ mod tests {
             ("MAX_ITERATIONS", "many"),
             ("MODEL_TIMEOUT_SECONDS", "600"),
             ("MAX_TURNS", "-1"),
+            ("CALL_SLOTS", "1"),
         ] {
             let wrong = Config::read(&|asked| {
                 if asked == name {

@@ -14,6 +14,7 @@ use crate::{
     llm::ModelClient,
     net::Outbound,
     queue::Queues,
+    secrets::{Secrets, SecretsManager},
     store::{Snapshot, Store, StoreError},
 };
 
@@ -31,6 +32,8 @@ pub struct Parts {
     pub config: Config,
     /// The time.
     pub clock: SharedClock,
+    /// The secrets of endpoints and organizations.
+    pub secrets: Secrets,
 }
 
 /// Why a context could not be made.
@@ -53,6 +56,10 @@ pub struct Context {
     pub queues: Queues,
     /// Models.
     pub models: ModelClient,
+    /// Where requests to providers may go.
+    pub outbound: Outbound,
+    /// The secrets of endpoints and organizations.
+    pub secrets: Secrets,
     /// The time.
     pub clock: SharedClock,
     /// The configuration.
@@ -114,11 +121,20 @@ impl Context {
             sqs,
             config,
             clock,
+            secrets,
         } = parts;
+        let outbound = Outbound::new(config.models.allow_private_targets)?;
         Ok(Self {
             store: Store::new(dynamodb, &config.table),
-            queues: Queues::new(sqs, &config.run_items_queue_url, &config.evaluations_queue_url),
-            models: ModelClient::new(Outbound::new(config.models.allow_private_targets)?),
+            queues: Queues::new(
+                sqs,
+                &config.run_items_queue_url,
+                &config.evaluations_queue_url,
+                &config.deliveries_queue_url,
+            ),
+            models: ModelClient::new(outbound.clone()),
+            outbound,
+            secrets,
             clock,
             config: Arc::new(config),
             snapshots: Arc::new(Snapshots {
@@ -144,11 +160,14 @@ impl Context {
             )
             .load()
             .await;
+        let secrets = aws_sdk_secretsmanager::Client::new(&aws);
+        let secrets = SecretsManager::new(secrets, &config.secrets_prefix);
         Self::new(Parts {
             dynamodb: aws_sdk_dynamodb::Client::new(&aws),
             sqs: aws_sdk_sqs::Client::new(&aws),
             config,
             clock: Arc::new(SystemClock),
+            secrets: Secrets::new(Arc::new(secrets)),
         })
     }
 
@@ -170,7 +189,7 @@ impl Context {
     /// # Errors
     /// When the table cannot be read.
     pub async fn briefing(&self, run: Uuid, simulation: u32) -> Result<Arc<Briefing>, StoreError> {
-        let read = async {
+        let read = Box::pin(async {
             let target = self.snapshots.targets.get_or_insert_async(&run, async {
                 Ok::<_, StoreError>(Arc::new(self.store.target(run).await?))
             });
@@ -180,7 +199,7 @@ impl Context {
                 target,
                 plan: OnceLock::new(),
             }))
-        };
+        });
         self.snapshots
             .briefings
             .get_or_insert_async(&(run, simulation), read)

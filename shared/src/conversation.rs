@@ -249,17 +249,7 @@ impl Plan {
     pub fn new(parts: &Parts<'_>) -> Self {
         let empty = Object::new();
         let personality = parts.personality.as_object().unwrap_or(&empty);
-        let own = prompt(personality)
-            .first()
-            .and_then(|message| message.get("content"))
-            .and_then(text_of);
-        let mut system = String::new();
-        for part in [own.as_deref().unwrap_or_default(), parts.instructions, RULES] {
-            if !part.trim().is_empty() {
-                system.push_str(if system.is_empty() { "" } else { "\n\n" });
-                system.push_str(part.trim());
-            }
-        }
+        let system = tester_prompt(personality, &[parts.instructions, RULES]);
         let (starter, mut first_message, generated) = match mode(personality) {
             Mode::Waits => (Speaker::Target, None, false),
             Mode::Generates => (Speaker::Tester, None, true),
@@ -342,6 +332,45 @@ impl Plan {
             mocked: mock.is_some(),
         }
     }
+}
+
+/// A personality's first system message, and `more` after it.
+fn tester_prompt(personality: &Object, more: &[&str]) -> String {
+    let own = prompt(personality)
+        .first()
+        .and_then(|message| message.get("content"))
+        .and_then(text_of);
+    let mut system = String::new();
+    for part in std::iter::once(own.as_deref().unwrap_or_default()).chain(more.iter().copied()) {
+        if !part.trim().is_empty() {
+            system.push_str(if system.is_empty() { "" } else { "\n\n" });
+            system.push_str(part.trim());
+        }
+    }
+    system
+}
+
+/// The tester as a provider of calls is told of it: the personality with one system message, which is its own first one and
+/// the scenario's instructions, and with an `endCall` tool if it has none.
+#[must_use]
+pub fn tester(personality: &Value, instructions: &str) -> Value {
+    let mut tester = personality.as_object().cloned().unwrap_or_default();
+    let system = tester_prompt(&tester, &[instructions]);
+    let has_end_call = !Tools::of(&tester).ending.is_empty();
+    let model = tester.entry("model").or_insert_with(|| json!({}));
+    if let Some(model) = model.as_object_mut() {
+        model.insert(
+            "messages".to_owned(),
+            json!([{"role": "system", "content": system}]),
+        );
+        if !has_end_call {
+            match model.entry("tools").or_insert_with(|| json!([])) {
+                Value::Array(tools) => tools.push(json!({"type": "endCall"})),
+                other => *other = json!([{"type": "endCall"}]),
+            }
+        }
+    }
+    Value::Object(tester)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -55,6 +55,12 @@ pub fn session_id(item: Uuid) -> Uuid {
     Uuid::new_v5(&item, b"session")
 }
 
+/// The id of a provider's call whose own name, `call`, is no UUID; `endpoint` is the provider's.
+#[must_use]
+pub fn call_id(endpoint: Uuid, call: &str) -> Uuid {
+    Uuid::new_v5(&endpoint, call.as_bytes())
+}
+
 /// The SHA-256 of `bytes` in lower-case hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {

@@ -11,6 +11,12 @@ use uuid::Uuid;
 
 use crate::{ids, models::run::ItemStatus};
 
+mod call;
+mod hook;
+
+pub use call::{CALL_SLOTS, Call, GRACE_MS, LOOK_EVERY_MS, Slots};
+pub use hook::{Delivery, DeliveryState, Hook, HookEvent};
+
 /// Where an item stands. [`State::Admitted`] is shown to users as `queued`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -75,7 +81,7 @@ pub enum Owed {
 }
 
 /// Who caused a failure: an outage of anybody but the target is never counted against the agent under test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fault {
     /// The agent under test.
@@ -142,6 +148,9 @@ pub struct Ended {
     pub at: i64,
     /// Why, in the provider's or the engine's words.
     pub reason: String,
+    /// Whose fault it was, where the conversation broke off for a reason that is not the target's: then it is not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
 }
 
 /// Everything that was observed of an item's conversation: a join-semilattice.
@@ -154,12 +163,12 @@ pub struct Facts {
     /// When and why it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Fact<Ended>>,
+    /// The provider's name for the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<Fact<String>>,
     /// What it cost, in millionths of a US dollar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<Fact<i64>>,
-    /// Where its recording is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recording_url: Option<Fact<String>>,
 }
 
 impl Facts {
@@ -181,6 +190,7 @@ impl Facts {
                 value: Ended {
                     at,
                     reason: reason.to_owned(),
+                    fault: None,
                 },
             }),
             ..Self::default()
@@ -193,8 +203,8 @@ impl Facts {
         Self {
             started: self.started.max(other.started),
             ended: self.ended.max(other.ended),
+            call_id: self.call_id.max(other.call_id),
             cost: self.cost.max(other.cost),
-            recording_url: self.recording_url.max(other.recording_url),
         }
     }
 }
@@ -246,6 +256,15 @@ pub struct Item {
     /// What was observed.
     #[serde(default)]
     pub facts: Facts,
+    /// Its call, if it is a voice item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<Call>,
+    /// The slots that it holds.
+    #[serde(default, skip_serializing_if = "Slots::is_empty")]
+    pub slots: Slots,
+    /// Whether somebody may have to be told when its conversation starts and ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hooked: bool,
     /// When the verdict, failure or cancellation was decided, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<i64>,
@@ -306,6 +325,9 @@ impl Item {
             requeues: 0,
             lease: None,
             facts: Facts::default(),
+            call: None,
+            slots: Slots::default(),
+            hooked: false,
             decided_at: None,
             failure: None,
             updated_at: now,
@@ -324,11 +346,22 @@ impl Item {
         (self.state, self.simulation)
     }
 
+    /// Whether its work waits for a worker now and did not so `before`: it became owed, a worker gave the item back, or
+    /// there is a reason not to wait for the end of its pause.
+    #[must_use]
+    pub fn begins_to_wait(&self, before: Option<&Self>) -> bool {
+        let hurries = |before: &Self| before.not_before.is_some() && self.not_before.is_none();
+        self.waiting().is_some()
+            && before.is_none_or(|before| before.waiting() != self.waiting() || hurries(before))
+    }
+
     /// The queue's work for this item that is waiting for a worker, if any: what `relay` and `sweep` put on a queue.
     #[must_use]
     pub fn waiting(&self) -> Option<Owed> {
         match self.owed {
-            Owed::Start | Owed::Continue | Owed::Evaluate if self.lease.is_none() => Some(self.owed),
+            Owed::Start | Owed::Continue | Owed::HangUp | Owed::Evaluate if self.lease.is_none() => {
+                Some(self.owed)
+            }
             _ => None,
         }
     }
@@ -351,6 +384,13 @@ impl Item {
         Ok(())
     }
 
+    fn open(&self) -> Result<(), Refused> {
+        if self.state.is_terminal() {
+            return Err(Refused::Past);
+        }
+        Ok(())
+    }
+
     fn held_by(&self, owner: &str) -> Result<(), Refused> {
         match &self.lease {
             Some(lease) if lease.owner == owner => Ok(()),
@@ -363,13 +403,22 @@ impl Item {
     pub fn observe(&self, facts: Facts, now: i64) -> Self {
         let mut item = self.next(now);
         item.facts = item.facts.join(facts);
+        if item.owed == Owed::HangUp && self.facts.call_id.is_none() && item.facts.call_id.is_some() {
+            // What the call is called was missing to end it.
+            item.not_before = None;
+        }
         if item.state < State::Evaluating && item.facts.ended.is_some() {
             item.state = State::Evaluating;
             item.owe(Owed::Evaluate, now);
         } else if item.state < State::Running && item.facts.started.is_some() {
             item.state = State::Running;
-            item.owed = Owed::Continue;
+            if item.call.is_some() {
+                item.owe_look_up(now);
+            } else {
+                item.owed = Owed::Continue;
+            }
         }
+        item.follow(now);
         item
     }
 
@@ -387,7 +436,7 @@ impl Item {
     /// # Errors
     /// When the conversation is over, another worker holds the item, or its pause is not over.
     pub fn claim(&self, owner: &str, lease_ms: i64, now: i64) -> Result<Self, Refused> {
-        if !matches!(self.owed, Owed::Start | Owed::Continue) {
+        if self.call.is_some() || !matches!(self.owed, Owed::Start | Owed::Continue) {
             return Err(Refused::Past);
         }
         self.free(now)?;
@@ -439,6 +488,9 @@ impl Item {
     /// When the worker holds it no longer.
     pub fn yield_slice(&self, owner: &str, now: i64) -> Result<Self, Refused> {
         self.held_by(owner)?;
+        if self.owed != Owed::Continue {
+            return Err(Refused::Past);
+        }
         let mut item = self.next(now);
         item.owe(Owed::Continue, now);
         Ok(item)
@@ -461,6 +513,7 @@ impl Item {
     /// When the worker holds the item no longer.
     pub fn retry(&self, owner: &str, failure: &Failure, progressed: bool, now: i64) -> Result<Self, Refused> {
         self.held_by(owner)?;
+        self.open()?;
         let failed_before = if progressed { 0 } else { self.attempts };
         if failed_before + 1 >= MAX_ATTEMPTS {
             return self.fail(owner, failure, now);
@@ -480,6 +533,7 @@ impl Item {
     /// When the worker holds the item no longer.
     pub fn fail(&self, owner: &str, failure: &Failure, now: i64) -> Result<Self, Refused> {
         self.held_by(owner)?;
+        self.open()?;
         let mut item = self.next(now);
         item.close(State::Failed, now);
         item.failure = Some(failure.clone());
@@ -513,9 +567,7 @@ impl Item {
     /// # Errors
     /// When it is over already.
     pub fn cancel(&self, now: i64) -> Result<Self, Refused> {
-        if self.state.is_terminal() {
-            return Err(Refused::Past);
-        }
+        self.open()?;
         Ok(self.next(now).canceled(now))
     }
 
@@ -546,22 +598,34 @@ impl Item {
         }
         item.due_at = Some(now + (REQUEUE_AFTER_MS << item.requeues.min(5)).min(REQUEUE_CEILING_MS));
         item.requeues += 1;
+        item.follow(now);
         Ok(item)
     }
 
     fn close(&mut self, state: State, now: i64) {
         self.state = state;
+        self.decided_at = Some(now);
+        self.settle();
+        self.follow(now);
+    }
+
+    fn settle(&mut self) {
         self.owed = Owed::Nothing;
         self.due_at = None;
         self.not_before = None;
         self.lease = None;
-        self.decided_at = Some(now);
     }
 
     /// When the conversation started, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn started_at(&self) -> Option<i64> {
         self.facts.started.as_ref().map(|fact| fact.value)
+    }
+
+    /// Whether its conversation is over, or will never begin.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state >= State::Evaluating
     }
 
     /// When the conversation ended, in milliseconds since the Unix epoch, and why.

@@ -71,6 +71,17 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     }
 }
 
+/// What went wrong with a request and why, without its URL: a user may have put a key into it.
+#[must_use]
+pub fn without_url(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    std::iter::once(error.to_string())
+        .chain(causes.map(ToString::to_string))
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
 /// The machine's resolver without the addresses that are not public.
 #[derive(Debug, Clone, Copy)]
 struct PublicResolver;

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::{
     clock::Deadline,
     context::{BoxError, Context},
-    lifecycle::{Item, Tally},
-    store::{ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError},
+    lifecycle::{Facts, Hook, Item, Refused, Tally},
+    store::{HookKey, ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError},
 };
 
 /// Time that is kept back, so that an invocation ends before its deadline.
@@ -54,6 +54,9 @@ pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result
                 further
             })
             .await?;
+        if head.cancel_cursor == head.total {
+            ctx.store.end_waiting(head.org, head.id).await?;
+        }
     }
     Ok(head)
 }
@@ -161,6 +164,44 @@ pub async fn recount_all(ctx: &Context, head: &RunHead, deadline: Deadline) -> R
     settle(ctx, head.org, head.id, true).await
 }
 
+/// Folds what a provider said into the item that it is about. What is known already changes nothing.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn fold(ctx: &Context, at: ItemKey, facts: &Facts) -> Result<(), StoreError> {
+    let Some(item) = ctx.store.item(at).await? else {
+        tracing::warn!(run = %at.run, index = at.index, "an event about an item that does not exist");
+        return Ok(());
+    };
+    let now = ctx.clock.now_ms();
+    let observe = |item: &Item| {
+        if item.facts.clone().join(facts.clone()) == item.facts {
+            return Err(Refused::Past);
+        }
+        Ok(item.observe(facts.clone(), now))
+    };
+    match ctx.store.transition(item, observe).await {
+        Ok(_) | Err(TransitionError::Refused { .. }) => Ok(()),
+        Err(TransitionError::Store(error)) => Err(error),
+    }
+}
+
+/// Folds the events that waited under a call's name, once it is known whose call it is.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn fold_strays(ctx: &Context, endpoint: Uuid, call_id: &str) -> Result<(), StoreError> {
+    let Some(at) = ctx.store.linked_item(endpoint, call_id).await? else {
+        return Ok(());
+    };
+    for event in ctx.store.stray_events(endpoint, call_id).await? {
+        // Beside the item's other events first, where the verdict looks for what was said.
+        ctx.store.keep_event(at, &event).await?;
+        fold(ctx, at, &event.facts).await?;
+    }
+    Ok(())
+}
+
 /// Moves an item's next look forward and gives the item, for its work to be put on its queue again. With `void_leases`,
 /// whoever held it is known to be gone. `None` when somebody was faster.
 ///
@@ -179,5 +220,25 @@ pub async fn requeue(ctx: &Context, at: ItemKey, void_leases: bool) -> Result<Op
         Ok(item) => Ok(Some(item)),
         Err(TransitionError::Refused { .. }) => Ok(None),
         Err(TransitionError::Store(error)) => Err(error),
+    }
+}
+
+/// Moves a hook's next look forward and gives the hook, as [`requeue`] does for an item.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn requeue_hook(
+    ctx: &Context,
+    key: HookKey,
+    void_leases: bool,
+) -> Result<Option<Hook>, StoreError> {
+    let now = ctx.clock.now_ms();
+    match ctx.store.hook(key).await? {
+        Some(hook) => {
+            ctx.store
+                .change_hook(hook, |hook| hook.requeue(void_leases, now))
+                .await
+        }
+        None => Ok(None),
     }
 }

@@ -1,21 +1,29 @@
 //! The queues. A message names an item and carries its head as it was when the message was sent, so that the worker's
 //! first write needs no read: where the head has changed, the write's condition fails and brings the present one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use aws_sdk_sqs::{Client, error::DisplayErrorContext, types::SendMessageBatchRequestEntry};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::lifecycle::{Item, Owed};
+use crate::lifecycle::{Hook, Item, Owed};
 
 /// SQS delays a message by at most 15 minutes.
 const MAX_DELAY_SECONDS: i64 = 900;
 
-/// What a worker is asked to do.
+/// What a worker is asked to do for an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// The item as it was when the message was sent.
     pub item: Item,
+}
+
+/// What a worker is asked to deliver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookMessage {
+    /// The hook as it was when the message was sent.
+    pub hook: Hook,
 }
 
 /// The queue did not take a message.
@@ -29,16 +37,48 @@ pub struct Queues {
     client: Client,
     run_items: Arc<str>,
     evaluations: Arc<str>,
+    deliveries: Arc<str>,
+}
+
+/// Messages for one queue.
+#[derive(Default)]
+struct Batch(Vec<SendMessageBatchRequestEntry>);
+
+impl Batch {
+    /// Adds a message of `group` that is not to be received before `not_before`. Times are in milliseconds since the Unix
+    /// epoch.
+    fn add(
+        &mut self,
+        message: &impl Serialize,
+        group: Uuid,
+        not_before: Option<i64>,
+        now: i64,
+    ) -> Result<(), QueueError> {
+        let body = serde_json::to_string(message).map_err(|error| QueueError(error.to_string()))?;
+        let pause = not_before.map_or(0, |at| (at - now).max(0));
+        let delay = (pause + 999) / 1000;
+        let entry = SendMessageBatchRequestEntry::builder()
+            .id(self.0.len().to_string())
+            .message_body(body)
+            .set_delay_seconds((delay > 0).then(|| i32::try_from(delay.min(MAX_DELAY_SECONDS)).unwrap_or(0)))
+            // Fair queues: one run's backlog does not hold up another's.
+            .message_group_id(group.to_string())
+            .build()
+            .map_err(|error| QueueError(error.to_string()))?;
+        self.0.push(entry);
+        Ok(())
+    }
 }
 
 impl Queues {
     /// The queues at these URLs.
     #[must_use]
-    pub fn new(client: Client, run_items_url: &str, evaluations_url: &str) -> Self {
+    pub fn new(client: Client, run_items_url: &str, evaluations_url: &str, deliveries_url: &str) -> Self {
         Self {
             client,
             run_items: run_items_url.into(),
             evaluations: evaluations_url.into(),
+            deliveries: deliveries_url.into(),
         }
     }
 
@@ -49,47 +89,52 @@ impl Queues {
     /// When a message was not taken. Some of the others may have been: what is owed is sent again, and a second message
     /// for the same step changes nothing.
     pub async fn send(&self, items: &[Item], now: i64) -> Result<(), QueueError> {
-        let mut by_queue: BTreeMap<&str, Vec<SendMessageBatchRequestEntry>> = BTreeMap::new();
+        let (mut run_items, mut evaluations) = (Batch::default(), Batch::default());
         for item in items {
-            let url = match item.owed {
-                Owed::Start | Owed::Continue => &self.run_items,
-                Owed::Evaluate => &self.evaluations,
-                _ => continue,
+            let batch = match item.owed {
+                Owed::Start | Owed::Continue | Owed::LookUp | Owed::HangUp => &mut run_items,
+                Owed::Evaluate => &mut evaluations,
+                Owed::Nothing | Owed::Admit | Owed::Deliver => continue,
             };
-            let body = serde_json::to_string(&Message { item: item.clone() })
-                .map_err(|error| QueueError(error.to_string()))?;
-            let pause = item.not_before.map_or(0, |at| (at - now).max(0));
-            let delay = (pause + 999) / 1000;
-            let entries = by_queue.entry(url).or_default();
-            let entry = SendMessageBatchRequestEntry::builder()
-                .id(entries.len().to_string())
-                .message_body(body)
-                .set_delay_seconds(
-                    (delay > 0).then(|| i32::try_from(delay.min(MAX_DELAY_SECONDS)).unwrap_or(0)),
-                )
-                // Fair queues: one run's backlog does not hold up another's.
-                .message_group_id(item.run.to_string())
-                .build()
-                .map_err(|error| QueueError(error.to_string()))?;
-            entries.push(entry);
+            batch.add(&Message { item: item.clone() }, item.run, item.not_before, now)?;
         }
-        for (url, entries) in by_queue {
-            for chunk in entries.chunks(10) {
-                let answer = self
-                    .client
-                    .send_message_batch()
-                    .queue_url(url)
-                    .set_entries(Some(chunk.to_vec()))
-                    .send()
-                    .await
-                    .map_err(|error| QueueError(DisplayErrorContext(&error).to_string()))?;
-                if let Some(failed) = answer.failed().first() {
-                    return Err(QueueError(format!(
-                        "{}: {}",
-                        failed.code(),
-                        failed.message().unwrap_or_default()
-                    )));
-                }
+        self.send_batch(&self.run_items, run_items).await?;
+        self.send_batch(&self.evaluations, evaluations).await
+    }
+
+    /// Sends each hook to the queue of deliveries, as [`Queues::send`] does.
+    ///
+    /// # Errors
+    /// As [`Queues::send`].
+    pub async fn send_hooks(&self, hooks: &[Hook], now: i64) -> Result<(), QueueError> {
+        let mut batch = Batch::default();
+        for hook in hooks.iter().filter(|hook| hook.owed == Owed::Deliver) {
+            batch.add(
+                &HookMessage { hook: hook.clone() },
+                hook.run,
+                hook.not_before,
+                now,
+            )?;
+        }
+        self.send_batch(&self.deliveries, batch).await
+    }
+
+    async fn send_batch(&self, url: &str, batch: Batch) -> Result<(), QueueError> {
+        for chunk in batch.0.chunks(10) {
+            let answer = self
+                .client
+                .send_message_batch()
+                .queue_url(url)
+                .set_entries(Some(chunk.to_vec()))
+                .send()
+                .await
+                .map_err(|error| QueueError(DisplayErrorContext(&error).to_string()))?;
+            if let Some(failed) = answer.failed().first() {
+                return Err(QueueError(format!(
+                    "{}: {}",
+                    failed.code(),
+                    failed.message().unwrap_or_default()
+                )));
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ use ringback_shared::{
     lifecycle::{Ended, Fact, Facts, Failure, Item, Refused, Source, State, Tally},
     progress,
     queue::Message,
+    secrets::{LocalSecrets, Secrets},
     store::{
         Created, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, SimulationRef, Snapshot,
         TransitionError, schema,
@@ -31,11 +32,11 @@ use ringback_shared::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-const NOW: i64 = 1_774_522_365_565;
+pub(crate) const NOW: i64 = 1_774_522_365_565;
 const ORG: Uuid = Uuid::from_u128(7);
 
 /// A table of its own, with nobody at work on it.
-async fn stack() -> (Emulator, Context) {
+pub(crate) async fn stack() -> (Emulator, Context) {
     let emulator = Emulator::start(Storage::Memory).await.unwrap();
     schema::create_table(&emulator.dynamodb(), "table").await.unwrap();
     let queue = emulator
@@ -45,7 +46,8 @@ async fn stack() -> (Emulator, Context) {
         .url;
     let config = Config::read(&|name| match name {
         "TABLE_NAME" => Some("table".to_owned()),
-        "RUN_ITEMS_QUEUE_URL" | "EVALUATIONS_QUEUE_URL" => Some(queue.clone()),
+        "RUN_ITEMS_QUEUE_URL" | "EVALUATIONS_QUEUE_URL" | "DELIVERIES_QUEUE_URL" => Some(queue.clone()),
+        "SECRETS_PREFIX" => Some("ringback".to_owned()),
         "PUBLIC_URL" => Some("http://localhost".to_owned()),
         _ => None,
     })
@@ -56,12 +58,13 @@ async fn stack() -> (Emulator, Context) {
         sqs,
         config,
         clock: Arc::new(SystemClock),
+        secrets: Secrets::new(Arc::new(LocalSecrets::default())),
     })
     .unwrap();
     (emulator, context)
 }
 
-fn new_run(simulations: u32, iterations: u32) -> NewRun {
+pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
     let snapshot = Snapshot {
         scenario: json!({"name": "s"}),
         personality: json!({"name": "p"}),
@@ -78,6 +81,8 @@ fn new_run(simulations: u32, iterations: u32) -> NewRun {
         org: ORG,
         iterations,
         transport: "vapi.webchat".to_owned(),
+        endpoint: None,
+        cap: None,
         target_type: "assistant".to_owned(),
         target_id: None,
         manifest: Manifest {
@@ -93,12 +98,12 @@ fn new_run(simulations: u32, iterations: u32) -> NewRun {
 
 /// A run whose items are all stored; gives them.
 async fn items(ctx: &Context, simulations: u32, iterations: u32) -> Vec<Item> {
-    let Created::New(head) = ctx
-        .store
-        .create_run(&new_run(simulations, iterations), NOW)
-        .await
-        .unwrap()
-    else {
+    items_of(ctx, &new_run(simulations, iterations)).await
+}
+
+/// The same for any run.
+pub(crate) async fn items_of(ctx: &Context, run: &NewRun) -> Vec<Item> {
+    let Created::New(head) = ctx.store.create_run(run, NOW).await.unwrap() else {
         panic!("a run like this was there before");
     };
     let head = progress::expand_until(ctx, *head, u32::MAX, Deadline::after(Duration::from_secs(60)))
@@ -159,10 +164,7 @@ async fn every_race_has_one_winner() {
     .await;
     let won = decisions.iter().flatten().collect::<Vec<_>>();
     assert_eq!(won.len(), 1);
-    let at = ItemKey {
-        run: held.run,
-        index: held.index,
-    };
+    let at = ItemKey::of(&held);
     assert_eq!(
         ctx.store.item(at).await.unwrap().as_ref(),
         Some(won[0]),
@@ -437,6 +439,7 @@ fn observation() -> impl Strategy<Value = Facts> {
                 value: Ended {
                     at: NOW + n,
                     reason: n.to_string(),
+                    fault: None,
                 },
             }),
             ..Facts::default()
@@ -445,13 +448,7 @@ fn observation() -> impl Strategy<Value = Facts> {
             cost: Some(Fact { source, value: n }),
             ..Facts::default()
         },
-        _ => Facts {
-            recording_url: Some(Fact {
-                source,
-                value: format!("https://r/{n}"),
-            }),
-            ..Facts::default()
-        },
+        _ => Facts::call(source, &n.to_string()),
     })
 }
 
@@ -506,7 +503,7 @@ fn observations_make_the_same_item_in_every_order() {
                 // From an old copy of the item.
                 ctx.store.transition(first.clone(), |item| Ok(item.observe(facts.clone(), NOW)))
             })).await.into_iter().for_each(|written| { written.unwrap(); });
-            let at = ItemKey { run: two.run, index: two.index };
+            let at = ItemKey::of(&two);
             (one, ctx.store.item(at).await.unwrap().unwrap())
         });
         prop_assert_eq!(&one.facts, &two.facts);
@@ -518,15 +515,7 @@ fn observations_make_the_same_item_in_every_order() {
 
 /// The item as it is stored, or, when a case before has used it, one that is written anew.
 async fn fresh(ctx: &Context, item: &Item) -> Item {
-    let stored = ctx
-        .store
-        .item(ItemKey {
-            run: item.run,
-            index: item.index,
-        })
-        .await
-        .unwrap()
-        .unwrap();
+    let stored = ctx.store.item(ItemKey::of(item)).await.unwrap().unwrap();
     if stored.version == 1 {
         return stored;
     }
@@ -736,16 +725,35 @@ async fn a_batch_reports_what_to_repeat_and_sets_aside_what_never_succeeds() {
 
     // An empty identifier would mean that all of the batch failed, so it is never given.
     let records = vec![record("", &body(0)), record("x", &body(1))];
-    let refused = batch::process(&ctx, "items", event(records), deadline, |_, _| {
+    let refused = batch::process(&ctx, "items", event(records), deadline, |_: Message, _| {
         ready(Outcome::Done)
     })
     .await;
     assert!(refused.is_err());
-    let nothing = batch::process(&ctx, "items", event(Vec::new()), deadline, |_, _| {
+    let nothing = batch::process(&ctx, "items", event(Vec::new()), deadline, |_: Message, _| {
         ready(Outcome::Done)
     })
     .await
     .unwrap();
     assert!(nothing.batch_item_failures.is_empty());
+    emulator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_those_who_change_the_same_secrets_one_gets_the_next_number() {
+    let (emulator, ctx) = stack().await;
+    assert_eq!(ctx.store.revision("org/a").await.unwrap().number, 0);
+    for next in 1..=3_u64 {
+        let read = ctx.store.revision("org/a").await.unwrap();
+        let claims = join_all((0..8).map(|_| ctx.store.claim_revision("org/a", read, NOW + 1))).await;
+        let won: Vec<u64> = claims.iter().flatten().copied().collect();
+        assert_eq!(won, [next]);
+        for lost in claims.into_iter().filter_map(Result::err) {
+            assert!(lost.is_duplicate(), "{lost}");
+        }
+        let now = ctx.store.revision("org/a").await.unwrap();
+        assert_eq!((now.number, now.at), (next, NOW + 1));
+    }
+    assert_eq!(ctx.store.revision("org/b").await.unwrap().number, 0);
     emulator.shutdown().await;
 }

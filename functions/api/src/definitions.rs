@@ -33,6 +33,7 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::Simulation => "Simulation",
         Kind::Assistant => "Assistant",
         Kind::StructuredOutput => "Structured output",
+        Kind::Endpoint => "Endpoint",
     }
 }
 
@@ -51,6 +52,7 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Simulation => checked::<CreateSimulation>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
+        Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
     }
 }
 
@@ -61,6 +63,7 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Simulation => checked::<UpdateSimulation>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
+        Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
     }
 }
 

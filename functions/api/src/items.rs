@@ -2,16 +2,16 @@
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
+    call_record::CallRecord,
     clock::iso,
     context::Context,
-    conversation::{self, Reply},
     evaluation::Verdict,
-    ids,
+    hooks, ids,
     lifecycle::{Item, State},
     models::{
         Object,
         run::{
-            CallMetadata, ItemStatus, SimulationRunConfiguration, SimulationRunItem,
+            CallMetadata, CallMonitor, ItemStatus, SimulationRunConfiguration, SimulationRunItem,
             SimulationRunItemMetadata, Transport,
         },
     },
@@ -48,7 +48,7 @@ async fn load(ctx: &Context, head: &RunHead, indexes: &[u32]) -> Result<Vec<Item
                 .binary_search_by_key(&index, |item| item.index)
                 .ok()
                 .and_then(|at| stored.get(at).cloned())
-                .unwrap_or_else(|| Item::admitted(head.org, head.id, index, head.iterations, head.created_at))
+                .unwrap_or_else(|| head.item(index, head.created_at))
         })
         .collect())
 }
@@ -170,6 +170,13 @@ fn object(value: Value) -> Option<Object> {
     }
 }
 
+/// An amount in millionths of a US dollar as a number of dollars.
+fn dollars(micros: i64) -> Value {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let dollars = micros as f64 / 1e6;
+    json!(dollars)
+}
+
 /// An item as clients see it.
 async fn view(
     ctx: &Context,
@@ -185,34 +192,34 @@ async fn view(
     let briefing = ctx.briefing(head.id, item.simulation).await?;
     let id = item.id();
     let started = item.started_at();
-    let detail = if started.is_some() {
+    let produced = started.is_some() || item.call_id().is_some() || (item.hooked && item.is_over());
+    let detail = if produced {
         ctx.store.item_detail(id).await?
     } else {
         Default::default()
     };
-    let replies: Vec<Reply> = detail
-        .turns
-        .iter()
-        .map(|turn| serde_json::from_str(turn))
-        .collect::<Result<_, _>>()
-        .map_err(corrupt)?;
+    let record = CallRecord::of(&item, &detail)?;
     let call = started.map(|_| {
         let mut extra = Map::new();
+        if let Some(id) = item.call_id() {
+            extra.insert("providerCallId".to_owned(), json!(id));
+        }
+        if let Some(cost) = &item.facts.cost {
+            extra.insert("cost".to_owned(), dollars(cost.value));
+        }
         if let Some(ended) = item.ended() {
             extra.insert("endedReason".to_owned(), json!(ended.reason));
             extra.insert("endedAt".to_owned(), json!(iso(ended.at)));
         }
         CallMetadata {
-            transcript: Some(conversation::transcript(&replies)),
-            messages: Some(
-                conversation::messages(&replies)
-                    .into_iter()
-                    .filter_map(object)
-                    .collect(),
-            ),
-            recording_url: item.facts.recording_url.as_ref().map(|fact| fact.value.clone()),
+            transcript: Some(record.transcript),
+            messages: Some(record.messages.into_iter().filter_map(object).collect()),
+            recording_url: record.recording_url,
+            monitor: record.listen_url.map(|url| CallMonitor {
+                listen_url: Some(url),
+                ..CallMonitor::default()
+            }),
             extra,
-            ..CallMetadata::default()
         }
     });
     let mut extra = Map::new();
@@ -248,7 +255,7 @@ async fn view(
         failed_at: decided(State::Failed),
         canceled_at: decided(State::Canceled),
         failure_reason: item.failure.as_ref().map(|failure| failure.reason.clone()),
-        call_id: None,
+        call_id: item.shown_call_id().map(|id| id.to_string()),
         created_at: iso(head.created_at),
         updated_at: iso(item.updated_at),
         run_id: Some(head.id.to_string()),
@@ -260,7 +267,9 @@ async fn view(
             .transpose()
             .map_err(corrupt)?,
         iteration_number: item.iteration.into(),
-        session_id: started.map(|_| ids::session_id(id).to_string()),
+        session_id: started
+            .filter(|_| item.call.is_none())
+            .map(|_| ids::session_id(id).to_string()),
         scenario_id: reference.scenario_id.map(|id| id.to_string()),
         personality_id: reference.personality_id.map(|id| id.to_string()),
         metadata: Some(SimulationRunItemMetadata {
@@ -269,6 +278,7 @@ async fn view(
             personality: object(snapshot.personality.clone()),
             simulation: object(snapshot.simulation.clone()),
             call,
+            hooks: hooks::report(&detail.hooks, snapshot, &briefing.target),
             ..SimulationRunItemMetadata::default()
         }),
         results,

@@ -1,10 +1,13 @@
 //! The HTTP API.
 
 mod definitions;
+mod endpoints;
+mod hook_secrets;
 mod http;
 mod items;
 mod lists;
 mod runs;
+mod signing;
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
 use ringback_shared::{
@@ -55,6 +58,8 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
     match (method, path.as_slice()) {
         (_, ["assistant"]) => define(Kind::Assistant, None).await,
         (_, ["assistant", id]) => define(Kind::Assistant, Some(id)).await,
+        (_, ["endpoint", rest @ ..]) => endpoints::serve(ctx, org, rest, request).await,
+        (_, ["hook", "secret", rest @ ..]) => hook_secrets::serve(ctx, org, rest, request).await,
         (_, ["structured-output"]) => define(Kind::StructuredOutput, None).await,
         (_, ["structured-output", id]) => define(Kind::StructuredOutput, Some(id)).await,
         (_, ["eval", "simulation", "personality"]) => define(Kind::Personality, None).await,

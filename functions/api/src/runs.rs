@@ -16,13 +16,15 @@ use ringback_shared::{
         },
     },
     progress,
-    store::{Created, Definition, Kind, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot},
+    store::{
+        Created, Definition, Kind, ListQuery, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot,
+    },
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
-    definitions,
+    definitions, hook_secrets,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -50,14 +52,32 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         .transport
         .as_ref()
         .map_or(TransportProvider::Websocket, |transport| transport.provider);
-    if provider != TransportProvider::Webchat {
-        return Err(ApiError::bad_request(
-            "transport.provider vapi.websocket needs a voice provider and none is configured; use vapi.webchat",
-        ));
-    }
+    let cap = wanted
+        .concurrency_limit
+        .map(|limit| u32::try_from(limit).ok().filter(|&limit| limit > 0))
+        .map(|limit| {
+            limit.ok_or_else(|| ApiError::bad_request("concurrencyLimit must be a whole number from 1 on"))
+        })
+        .transpose()?;
     let now = ctx.clock.now_ms();
     let id = ids::new_id(now);
     let (target, target_id) = resolve_target(ctx, org, &wanted.target).await?;
+    let endpoint = if provider == TransportProvider::Websocket {
+        let named = wanted
+            .transport
+            .as_ref()
+            .and_then(|transport| transport.extra.get("endpointId"))
+            .filter(|named| !named.is_null())
+            .map(|named| {
+                named
+                    .as_str()
+                    .ok_or_else(|| ApiError::bad_request("transport.endpointId must be an id"))
+            })
+            .transpose()?;
+        Some(endpoint_for(ctx, org, named).await?)
+    } else {
+        None
+    };
     let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, now).await?;
     if snapshots.len().saturating_mul(iterations as usize) > MAX_ITEMS {
         return Err(ApiError::bad_request(format!(
@@ -69,6 +89,10 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         target: json!(wanted.target),
         refs,
     };
+    if snapshots.iter().any(Snapshot::has_hooks) {
+        // Nothing is sent unsigned: the secret is there before the first hook is owed.
+        hook_secrets::first(ctx, org).await?;
+    }
     let idempotency = request.idempotency_key.as_ref().map(|key| {
         (
             ids::sha256_hex(format!("run:{key}").as_bytes()),
@@ -80,6 +104,8 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         org,
         iterations,
         transport: provider.as_str().to_owned(),
+        endpoint,
+        cap,
         target_type: "assistant".to_owned(),
         target_id,
         manifest,
@@ -105,6 +131,26 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         }
     };
     Response::created(created(ctx, head, &manifest)?)
+}
+
+/// The endpoint that carries a run's calls: the one that its transport names, or the org's first.
+async fn endpoint_for(ctx: &Context, org: Uuid, named: Option<&str>) -> Result<Uuid, ApiError> {
+    if let Some(id) = named {
+        return Ok(definitions::found(ctx, org, Kind::Endpoint, id).await?.id);
+    }
+    let oldest = ListQuery {
+        ids: Uuid::nil()..=Uuid::max(),
+        newest_first: false,
+        after: None,
+        limit: 1,
+    };
+    let listed = ctx.store.list_definitions(org, Kind::Endpoint, &oldest).await?;
+    listed.entries.first().map(|endpoint| endpoint.id).ok_or_else(|| {
+        ApiError::bad_request(
+            "transport.provider vapi.websocket needs a voice provider and there is none; create one with POST \
+             /endpoint, or use vapi.webchat",
+        )
+    })
 }
 
 /// The answer to the request that created a run: the same whenever it is asked for.
@@ -466,9 +512,17 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
         iterations: head.iterations.into(),
         transport: Some(Transport {
             provider,
-            extra: Map::new(),
+            extra: head
+                .endpoint
+                .map(|endpoint| ("endpointId".to_owned(), json!(endpoint)))
+                .into_iter()
+                .collect(),
         }),
-        extra: Map::new(),
+        extra: head
+            .cap
+            .map(|cap| ("concurrencyLimit".to_owned(), json!(cap)))
+            .into_iter()
+            .collect(),
     })
 }
 

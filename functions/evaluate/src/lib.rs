@@ -7,9 +7,9 @@ use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
 use futures_util::FutureExt;
 use ringback_shared::{
     batch::{self, Outcome},
+    call_record::CallRecord,
     clock::Deadline,
     context::{BoxError, Context},
-    conversation::{self, Reply},
     evaluation::{self, Evaluation, Extractions, Facts, Group, Plan, Transport, Verdict},
     lifecycle::{Failure, Fault, Item},
     llm::{ChatRequest, ModelError, Purpose},
@@ -137,23 +137,25 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
         ctx.briefing(item.run, item.simulation),
         ctx.store.item_detail(item.id())
     )?;
-    let replies: Vec<Reply> = detail
-        .turns
-        .iter()
-        .map(|turn| serde_json::from_str(turn))
-        .collect::<Result<_, _>>()
-        .map_err(corrupt)?;
-    let (messages, transcript) = (
-        conversation::messages(&replies),
-        conversation::transcript(&replies),
-    );
+    let voice = item.call.is_some();
+    if let Some(ended) = item.ended()
+        && let Some(fault) = ended.fault
+    {
+        // An outage is not the target's failure: there is nothing to judge.
+        return Err(Stop::Failed {
+            failure: Failure::new(&format!("the call broke off: {}", ended.reason), Some(fault)),
+            transient: false,
+        });
+    }
+    let record = CallRecord::of(item, &detail)?;
+    let (messages, transcript) = (record.messages, record.transcript);
     let facts = Facts {
         messages: &messages,
         transcript: &transcript,
         ended_reason: item.ended().map(|ended| ended.reason.as_str()),
         started_ms: item.started_at(),
         ended_ms: item.ended().map(|ended| ended.at),
-        transport: Transport::Chat,
+        transport: if voice { Transport::Voice } else { Transport::Chat },
     };
     let snapshot = &briefing.snapshot;
     let scenario: CreateScenario = serde_json::from_value(snapshot.scenario.clone()).map_err(corrupt)?;
@@ -201,7 +203,7 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
         }
         extractions.extend(found);
     }
-    Ok(plan.verdict(&extractions, &[]))
+    Ok(plan.verdict(&extractions, &record.latencies))
 }
 
 /// Asks a model for the values of a group of outputs.

@@ -12,15 +12,19 @@ use aws_lambda_events::{
     streams::DynamoDbEventResponse,
 };
 use ringback_shared::{
+    admission,
     clock::Deadline,
     context::{BoxError, Context},
-    lifecycle::{Item, Tally},
-    progress,
-    store::{PARTITION, RunHead, RunOwed, StoreError, head_from_image, item_from_image},
+    lifecycle::{Facts, Hook, Item, Owed, Tally},
+    progress, provider,
+    store::{
+        ItemKey, PARTITION, RunHead, RunOwed, StoreError, event_from_image, head_from_image, hook_from_image,
+        item_from_image,
+    },
 };
 use uuid::Uuid;
 
-/// The longest that one run is expanded or canceled in one go.
+/// The longest that one run is expanded or canceled, or one organization given slots, in one go.
 const TURN: Duration = Duration::from_secs(5);
 
 /// What a batch of records calls for.
@@ -28,10 +32,18 @@ const TURN: Duration = Duration::from_secs(5);
 struct Work {
     /// Items whose next step waits for a worker.
     send: Vec<Item>,
+    /// Hooks that wait for a worker.
+    hooks: Vec<Hook>,
     /// Partitions (org, run, partition) in which an item counts differently.
     recount: BTreeSet<(Uuid, Uuid, u32)>,
     /// Runs to which something is owed, by id.
     runs: BTreeMap<Uuid, RunHead>,
+    /// What providers said about items.
+    events: Vec<(ItemKey, Facts)>,
+    /// Calls (endpoint, the provider's name) whose events and whose item may have met.
+    calls: BTreeSet<(Uuid, String)>,
+    /// Organizations in which an item waits for slots, or slots became free.
+    admit: BTreeSet<Uuid>,
 }
 
 /// Handles one batch of stream records.
@@ -72,13 +84,33 @@ impl Work {
             Some(serde_dynamo::AttributeValue::S(pk)) => pk.as_str(),
             _ => return Ok(()),
         };
-        if sk.starts_with("ITEM#") {
+        if pk.starts_with("RUN#") && sk.starts_with("ITEM#") {
             let before = if change.old_image.is_empty() {
                 None
             } else {
                 Some(item_from_image(change.old_image)?)
             };
             self.add_item(before.as_ref(), item_from_image(change.new_image)?);
+        } else if let Some((endpoint, call)) = pk.strip_prefix("CALL#").and_then(|rest| rest.split_once('#'))
+        {
+            if let Ok(endpoint) = endpoint.parse()
+                && !sk.contains('~')
+            {
+                self.calls.insert((endpoint, call.to_owned()));
+            }
+        } else if pk.starts_with("ITEM#") && sk.starts_with("EVENT#") && !sk.contains('~') {
+            let event = event_from_image(change.new_image)?;
+            // What the provider answered to the order is written together with the item.
+            if let Some(at) = event.item().filter(|_| event.event != provider::Event::Placed) {
+                self.events.push((at, event.facts));
+            }
+        } else if pk.starts_with("ITEM#") && sk.starts_with("HOOK#") {
+            let before = if change.old_image.is_empty() {
+                None
+            } else {
+                Some(hook_from_image(change.old_image)?)
+            };
+            self.add_hook(before.as_ref(), hook_from_image(change.new_image)?);
         } else if pk.starts_with("ORG#") && pk.ends_with("#run") {
             let head = head_from_image(change.new_image)?;
             if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) {
@@ -95,24 +127,59 @@ impl Work {
         if before.map(counts) != Some(counts(&item)) {
             self.recount.insert((item.org, item.run, item.index / PARTITION));
         }
-        // A step waits for its first worker once: when it became owed, or when a worker gave the item back.
-        let waited = before.and_then(Item::waiting);
-        if item.waiting().is_some() && item.waiting() != waited {
+        let waits = before.is_none() && item.owed == Owed::Admit;
+        let gave_back = |before: &Item| !before.slots.is_empty() && item.slots.is_empty();
+        if waits || before.is_some_and(gave_back) {
+            self.admit.insert(item.org);
+        }
+        if item.begins_to_wait(before) {
             self.send.push(item);
         }
     }
 
+    fn add_hook(&mut self, before: Option<&Hook>, hook: Hook) {
+        if hook.is_waiting() && !before.is_some_and(Hook::is_waiting) {
+            self.hooks.push(hook);
+        }
+    }
+
+    /// Does all of it. What fails does not keep the rest from being done, for it may belong to others; the first failure is
+    /// reported at the end.
     async fn perform(self, ctx: &Context, deadline: Deadline) -> Result<(), BoxError> {
-        ctx.queues.send(&self.send, ctx.clock.now_ms()).await?;
+        let mut failed = Ok(());
+        let now = ctx.clock.now_ms();
+        note(&mut failed, ctx.queues.send(&self.send, now).await);
+        note(&mut failed, ctx.queues.send_hooks(&self.hooks, now).await);
+        for (at, facts) in &self.events {
+            note(&mut failed, progress::fold(ctx, *at, facts).await);
+        }
+        for (endpoint, call) in &self.calls {
+            note(&mut failed, progress::fold_strays(ctx, *endpoint, call).await);
+        }
+        // What is left after a turn goes on with the records that it makes, or with the next sweep: no organization and no
+        // run holds up the others for long.
+        let turn = || Deadline::after(deadline.left().min(TURN));
+        for org in self.admit {
+            note(&mut failed, admission::admit(ctx, org, turn()).await);
+        }
         for (org, run, partition) in self.recount {
-            progress::recount(ctx, org, run, partition).await?;
+            note(&mut failed, progress::recount(ctx, org, run, partition).await);
         }
         for head in self.runs.into_values() {
-            // What is left after that goes on with the records that this makes: no run holds up the others for long.
-            let turn = Deadline::after(deadline.left().min(TURN));
-            progress::advance(ctx, head, turn).await?;
+            note(&mut failed, progress::advance(ctx, head, turn()).await);
         }
-        Ok(())
+        failed
+    }
+}
+
+/// Keeps the first failure.
+fn note<T>(failed: &mut Result<(), BoxError>, done: Result<T, impl Into<BoxError>>) {
+    if let Err(error) = done {
+        let error: BoxError = error.into();
+        tracing::warn!(%error, "a part of a batch failed");
+        if failed.is_ok() {
+            *failed = Err(error);
+        }
     }
 }
 

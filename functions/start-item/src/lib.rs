@@ -1,6 +1,8 @@
 //! Holds (a slice of) an item's conversation: tester and target talk through the model client, and every reply is kept
 //! before the next one is asked for.
 
+mod call;
+
 use std::{
     panic::AssertUnwindSafe,
     sync::atomic::{AtomicBool, Ordering},
@@ -17,7 +19,7 @@ use ringback_shared::{
     lifecycle::{Failure, Fault, Item},
     llm::{ChatReply, ChatRequest, ModelError},
     queue::Message,
-    store::{StoreError, TransitionError},
+    store::{ItemKey, StoreError, TransitionError},
 };
 use serde_json::Value;
 
@@ -82,6 +84,9 @@ enum Slice {
 }
 
 async fn work(ctx: &Context, message: Message, deadline: Deadline) -> Outcome {
+    if message.item.call.is_some() {
+        return Box::pin(call::work(ctx, message.item)).await;
+    }
     let owner = ctx.owner();
     let lease_ms =
         i64::try_from(ctx.config.models.timeout.as_millis()).unwrap_or(i64::MAX / 4) + LEASE_MARGIN_MS;
@@ -112,9 +117,11 @@ async fn work(ctx: &Context, message: Message, deadline: Deadline) -> Outcome {
         progressed: false,
     };
     // A panic costs the item an attempt and nobody else anything.
-    let talked = AssertUnwindSafe(worker.converse(resumed.load(Ordering::Relaxed), deadline))
-        .catch_unwind()
-        .await;
+    let talked = AssertUnwindSafe(Box::pin(
+        worker.converse(resumed.load(Ordering::Relaxed), deadline),
+    ))
+    .catch_unwind()
+    .await;
     let talked = talked.unwrap_or_else(|_| {
         let failure = Failure::new(
             "Ringback failed on this conversation; see its log",
@@ -253,10 +260,7 @@ impl Worker<'_> {
                 .await?;
             self.looked = Instant::now();
         } else if self.looked.elapsed() >= LOOK_EVERY {
-            let at = ringback_shared::store::ItemKey {
-                run: self.item.run,
-                index: self.item.index,
-            };
+            let at = ItemKey::of(&self.item);
             let present = self.ctx.store.item(at).await?.ok_or(Stop::Lost)?;
             if present
                 .lease

@@ -1,14 +1,18 @@
 //! Looks after what is owed and due, once a minute: everything that `relay` missed, whose message was lost or whose worker
 //! died. Alone it would finish every run, later.
 
+use std::collections::BTreeSet;
+
 use futures_util::{StreamExt, stream};
 use ringback_shared::{
+    admission,
     clock::Deadline,
     context::{BoxError, Context},
-    lifecycle::Item,
+    lifecycle::{Hook, Item},
     progress,
     store::{DueKey, RunHead},
 };
+use uuid::Uuid;
 
 /// How many due rows are taken from each partition of the index in one go.
 const LIMIT: i32 = 500;
@@ -34,23 +38,43 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
     let now = (scope == Scope::Due).then(|| ctx.clock.now_ms());
     let due = ctx.store.due(now, LIMIT).await?;
     let found = due.len();
-    let mut swept = stream::iter(due)
+    // What waits for slots is on no queue: each organization's slots are looked at once.
+    let waiting: BTreeSet<Uuid> = due.iter().filter_map(DueKey::waiting).collect();
+    let rows = due.into_iter().filter(|due| due.waiting().is_none());
+    let mut swept = stream::iter(rows)
         .map(|due| async move {
-            let at = (due.item(), due.run());
-            look_after(ctx, due, scope, deadline)
+            look_after(ctx, &due, scope, deadline)
                 .await
-                .inspect_err(|error| tracing::warn!(?at, %error, "not swept"))
+                .inspect_err(|error| tracing::warn!(?due, %error, "not swept"))
         })
         .buffer_unordered(CONCURRENCY)
         .chunks(SEND);
     let mut failed = 0;
     while let Some(looked_after) = swept.next().await {
         failed += looked_after.iter().filter(|one| one.is_err()).count();
-        let items: Vec<Item> = looked_after.into_iter().flatten().flatten().collect();
+        let (mut items, mut hooks) = (Vec::new(), Vec::new());
+        for found in looked_after.into_iter().flatten().flatten() {
+            match found {
+                Work::Item(item) => items.push(*item),
+                Work::Hook(hook) => hooks.push(*hook),
+            }
+        }
         // Their next look is ahead: what is not taken now is found again then.
-        if let Err(error) = ctx.queues.send(&items, ctx.clock.now_ms()).await {
-            tracing::warn!(%error, "not all of what is owed was put on its queue");
-            failed += items.len();
+        let now = ctx.clock.now_ms();
+        for sent in [
+            ctx.queues.send(&items, now).await,
+            ctx.queues.send_hooks(&hooks, now).await,
+        ] {
+            if let Err(error) = sent {
+                tracing::warn!(%error, "not all of what is owed was put on its queue");
+                failed += 1;
+            }
+        }
+    }
+    for org in waiting {
+        if let Err(error) = admission::sweep(ctx, org, deadline).await {
+            tracing::warn!(%org, %error, "not swept");
+            failed += 1;
         }
     }
     if found > 0 {
@@ -59,17 +83,29 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
     Ok(())
 }
 
-/// Looks after one row; gives the item that is to be put on its queue, if it is one.
+/// What is to be put on its queue.
+enum Work {
+    Item(Box<Item>),
+    Hook(Box<Hook>),
+}
+
+/// Looks after one row; gives what is to be put on its queue.
 async fn look_after(
     ctx: &Context,
-    due: DueKey,
+    due: &DueKey,
     scope: Scope,
     deadline: Deadline,
-) -> Result<Option<Item>, BoxError> {
+) -> Result<Option<Work>, BoxError> {
+    let void_leases = scope == Scope::Everything;
     if let Some(at) = due.item() {
-        return Ok(progress::requeue(ctx, at, scope == Scope::Everything).await?);
+        let item = progress::requeue(ctx, at, void_leases).await?;
+        return Ok(item.map(|item| Work::Item(Box::new(item))));
     }
-    let Some(head) = ctx.store.due_run(&due).await? else {
+    if let Some(key) = due.hook() {
+        let hook = progress::requeue_hook(ctx, key, void_leases).await?;
+        return Ok(hook.map(|hook| Work::Hook(Box::new(hook))));
+    }
+    let Some(head) = ctx.store.due_run(due).await? else {
         return Ok(None);
     };
     // The next look is moved forward first, so that a run that cannot be helped does not hold up the others.

@@ -1,4 +1,5 @@
-//! `ringback demo`: the whole stack, a sample agent with two planted faults, and simulations that find them.
+//! `ringback demo`: the whole stack, a sample agent with two planted faults, a stand-in for a voice provider, and
+//! simulations that find the faults by chat and by voice.
 
 use std::{
     collections::HashMap,
@@ -10,28 +11,33 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ringback_shared::clock::parse_iso;
+use ringback_shared::{clock::parse_iso, llm, webhook::Secret};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
     drivers::{BoxError, with_causes},
-    sample,
+    sample::{self, provider::Provider},
     serve::{Local, Model, Options, StartError},
 };
 
-/// How often each simulation is run.
-const ITERATIONS: usize = 2;
+/// How many conversations of each run are held at once with a language model. A server on a laptop works on few requests at
+/// a time: with more of them, its replies would take longer than is waited for them.
+const MODEL_CONVERSATIONS: usize = 2;
 
 /// How long the demo may take with the samples, and with a language model.
 const SAMPLE_LIMIT: Duration = Duration::from_secs(180);
 const MODEL_LIMIT: Duration = Duration::from_secs(3600);
 
-/// How often the run is looked at.
+/// How often the runs are looked at.
 const POLL: Duration = Duration::from_millis(150);
 
 /// The model that is asked for where the user names none.
 const DEFAULT_MODEL: &str = "gpt-4.1";
+
+/// What the summary says of the voice provider.
+const STAND_IN: &str = "The voice provider is a stand-in on this machine that plays both sides of a call as text: \
+    there was no audio, and of its latencies only the agent's own share is measured.";
 
 /// How to run the demo.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +50,17 @@ pub struct DemoOptions {
     pub data_dir: Option<PathBuf>,
     /// A language model for the tester and the judge. Without a base URL, both are samples.
     pub model: Model,
+}
+
+impl DemoOptions {
+    /// The language model that calls and judges, if there is one.
+    fn language_model(&self) -> Option<&str> {
+        let model = &self.model;
+        model
+            .base_url
+            .as_ref()
+            .map(|_| model.default_model.as_deref().unwrap_or(DEFAULT_MODEL))
+    }
 }
 
 /// Why the demo did not get to its end.
@@ -60,6 +77,32 @@ pub enum DemoError {
 fn failed(error: impl Into<BoxError>) -> DemoError {
     let error: BoxError = error.into();
     DemoError::Failed(with_causes(&*error))
+}
+
+/// How a conversation is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Transport {
+    Chat,
+    Voice,
+}
+
+impl Transport {
+    const ALL: [Self; 2] = [Self::Chat, Self::Voice];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Voice => "voice",
+        }
+    }
+
+    /// Its name in the API.
+    const fn provider(self) -> &'static str {
+        match self {
+            Self::Chat => "vapi.webchat",
+            Self::Voice => "vapi.websocket",
+        }
+    }
 }
 
 /// What is looked at in a finished conversation.
@@ -97,6 +140,8 @@ struct Plan {
     checks: &'static [Check],
     /// The check that a planted fault makes fail.
     fault: Option<&'static str>,
+    /// The most milliseconds that 95 of 100 answers in a call may take.
+    max_turn_ms: Option<u32>,
 }
 
 const FREE: (&str, &str) = ("check_availability", r#"{"available": true}"#);
@@ -142,6 +187,7 @@ static PLANS: &[Plan] = &[
             },
         ],
         fault: None,
+        max_turn_ms: None,
     },
     Plan {
         name: "Takes an offered time",
@@ -170,6 +216,7 @@ static PLANS: &[Plan] = &[
             ),
         ],
         fault: None,
+        max_turn_ms: None,
     },
     Plan {
         name: "Asks for a Sunday",
@@ -184,6 +231,7 @@ static PLANS: &[Plan] = &[
             false,
         )],
         fault: Some("books no closed day"),
+        max_turn_ms: None,
     },
     Plan {
         name: "Moves an appointment",
@@ -207,6 +255,7 @@ static PLANS: &[Plan] = &[
             ),
         ],
         fault: Some("verifies who is calling"),
+        max_turn_ms: None,
     },
     Plan {
         name: "Cancels an appointment",
@@ -224,6 +273,7 @@ static PLANS: &[Plan] = &[
             ),
         ],
         fault: None,
+        max_turn_ms: None,
     },
     Plan {
         name: "Asks for prices",
@@ -244,6 +294,8 @@ static PLANS: &[Plan] = &[
             },
         ],
         fault: None,
+        // Nearly 700 of what the sample provider reports are made up; the rest is for a busy machine.
+        max_turn_ms: Some(3000),
     },
     Plan {
         name: "Wants an evening",
@@ -266,6 +318,7 @@ static PLANS: &[Plan] = &[
             ),
         ],
         fault: None,
+        max_turn_ms: None,
     },
     Plan {
         name: "Wants one doctor",
@@ -289,6 +342,7 @@ static PLANS: &[Plan] = &[
             ),
         ],
         fault: None,
+        max_turn_ms: None,
     },
     Plan {
         name: "Reports chest pain",
@@ -309,6 +363,7 @@ static PLANS: &[Plan] = &[
             ),
         ],
         fault: None,
+        max_turn_ms: None,
     },
 ];
 
@@ -320,10 +375,16 @@ impl Plan {
             .iter()
             .map(|(tool, result)| json!({"toolName": tool, "result": result}))
             .collect();
+        let latencies: Vec<Value> = self
+            .max_turn_ms
+            .iter()
+            .map(|ms| json!({"metric": "turn", "aggregation": "p95", "thresholdMs": ms}))
+            .collect();
         json!({
             "name": self.name,
             "instructions": self.instructions,
             "evaluations": evaluations,
+            "latencyExpectations": latencies,
             "toolMocks": mocks,
         })
     }
@@ -415,6 +476,7 @@ async fn run_in(
         .await
         .map_err(failed)?;
     let sample_url = format!("http://{}", samples.local_addr().map_err(failed)?);
+    let provider = sample_provider(options, &sample_url);
     let local = Local::start(Options {
         data_dir: options.data_dir.clone().or(temporary),
         memory: options.memory,
@@ -424,9 +486,9 @@ async fn run_in(
         ..Options::default()
     })
     .await?;
-    let serve_samples = axum::serve(samples, sample::router());
+    let serve_samples = axum::serve(samples, sample::router().merge(provider.router()));
     let result = tokio::select! {
-        result = simulate(options, &local, &sample_url, out) => result,
+        result = simulate(options, &local, &sample_url, &provider, out) => result,
         ended = serve_samples.into_future() => Err(DemoError::Failed(match ended {
             Ok(()) => "the sample endpoints stopped".to_owned(),
             Err(error) => format!("the sample endpoints stopped: {error}"),
@@ -436,18 +498,41 @@ async fn run_in(
     result
 }
 
+/// The stand-in for a voice provider. Who speaks as the tester in its calls is who does in chats.
+fn sample_provider(options: &DemoOptions, sample_url: &str) -> Provider {
+    let model = &options.model;
+    let tester_url = model
+        .base_url
+        .clone()
+        .unwrap_or_else(|| format!("{sample_url}/tester/v1"));
+    let provider = Provider::new(format!("{sample_url}/agent/v1"), tester_url);
+    if let (Some(_), Some(key)) = (&model.base_url, &model.api_key) {
+        provider.set_tester_key(llm::Secret::new(key));
+    }
+    provider
+}
+
+/// Makes the provider known, and gives it the secret that its webhooks are signed with. Returns the endpoint's id.
+async fn connect(api: &Api, sample_url: &str, provider: &Provider) -> Result<String, DemoError> {
+    let wanted = json!({"name": "Sample provider", "url": format!("{sample_url}/calls")});
+    let endpoint = api.post("/endpoint", &wanted).await?;
+    let secret = endpoint["secrets"][0]["secret"]
+        .as_str()
+        .ok_or_else(|| failed("the new endpoint does not show its secret"))?;
+    provider.set_secret(Secret::parse(secret).map_err(failed)?);
+    Ok(id(&endpoint)?.to_owned())
+}
+
 async fn simulate(
     options: &DemoOptions,
     local: &Local,
     sample_url: &str,
+    provider: &Provider,
     out: &mut impl Write,
 ) -> Result<bool, DemoError> {
     let api = Api::new(local)?;
-    let model = options
-        .model
-        .base_url
-        .as_ref()
-        .map(|_| options.model.default_model.as_deref().unwrap_or(DEFAULT_MODEL));
+    let model = options.language_model();
+    let endpoint = connect(&api, sample_url, provider).await?;
     let mut names = HashMap::new();
     let mut entries = Vec::new();
     let personality = api
@@ -470,25 +555,34 @@ async fn simulate(
         entries.push(json!({"type": "simulation", "simulationId": id}));
         names.insert(id.to_owned(), index);
     }
-    let run = api
-        .post(
-            "/eval/simulation/run",
-            &json!({
-                "simulations": entries,
-                "target": {"type": "assistant", "assistant": target(sample_url)},
-                "iterations": ITERATIONS,
-                "transport": {"provider": "vapi.webchat"},
-            }),
-        )
-        .await?;
-    let run_id = id(&run)?;
+    let mut runs = Vec::new();
+    for transport in Transport::ALL {
+        let mut wanted = json!({
+            "simulations": entries,
+            "target": {"type": "assistant", "assistant": target(sample_url)},
+            "iterations": 1,
+            "transport": {"provider": transport.provider()},
+        });
+        if transport == Transport::Voice {
+            // A kept folder may have the endpoints of earlier demos.
+            wanted["transport"]["endpointId"] = json!(endpoint);
+        }
+        if model.is_some() {
+            wanted["concurrencyLimit"] = json!(MODEL_CONVERSATIONS);
+        }
+        let run = api.post("/eval/simulation/run", &wanted).await?;
+        runs.push((transport, id(&run)?.to_owned()));
+    }
     let limit = if model.is_some() {
         MODEL_LIMIT
     } else {
         SAMPLE_LIMIT
     };
-    watch(&api, run_id, limit).await?;
-    let items = api.items(run_id).await?;
+    watch(&api, &runs, limit).await?;
+    let mut items = Vec::new();
+    for (_, run_id) in &runs {
+        items.extend(api.items(run_id).await?);
+    }
     let rows: Vec<Row> = items.iter().map(|item| Row::new(item, &names)).collect();
 
     if options.json {
@@ -579,9 +673,9 @@ fn id(object: &Value) -> Result<&str, DemoError> {
         .ok_or_else(|| DemoError::Failed(format!("an answer without an id: {object}")))
 }
 
-/// Shows the run's progress until it has ended.
-async fn watch(api: &Api, run_id: &str, limit: Duration) -> Result<(), DemoError> {
-    let total = u64::try_from(PLANS.len() * ITERATIONS).unwrap_or(u64::MAX);
+/// Shows the runs' progress until all have ended.
+async fn watch(api: &Api, runs: &[(Transport, String)], limit: Duration) -> Result<(), DemoError> {
+    let total = u64::try_from(planned().count()).unwrap_or(u64::MAX);
     let terminal = io::stderr().is_terminal();
     let bar = ProgressBar::with_draw_target(
         Some(total),
@@ -591,21 +685,27 @@ async fn watch(api: &Api, run_id: &str, limit: Duration) -> Result<(), DemoError
             ProgressDrawTarget::hidden()
         },
     );
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} conversations  {msg}  {elapsed}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} conversations  {elapsed}\n{msg}") {
         bar.set_style(style);
     }
     let until = Instant::now() + limit;
     let mut shown = String::new();
     loop {
-        let run = api.get(&format!("/eval/simulation/run/{run_id}")).await?;
-        let count = |name: &str| run["itemCounts"][name].as_f64().unwrap_or(0.0);
-        let done = count("passed") + count("failed") + count("canceled");
-        let line = format!(
-            "{} passed, {} failed, {} running",
-            count("passed"),
-            count("failed"),
-            count("running")
-        );
+        let (mut done, mut lines, mut ended) = (0.0, Vec::new(), true);
+        for (transport, run_id) in runs {
+            let run = api.get(&format!("/eval/simulation/run/{run_id}")).await?;
+            let count = |name: &str| run["itemCounts"][name].as_f64().unwrap_or(0.0);
+            done += count("passed") + count("failed") + count("canceled");
+            lines.push(format!(
+                "{}: {} passed, {} failed, {} running",
+                transport.name(),
+                count("passed"),
+                count("failed"),
+                count("running")
+            ));
+            ended &= run["status"] == "ended";
+        }
+        let line = lines.join("; ");
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -619,7 +719,7 @@ async fn watch(api: &Api, run_id: &str, limit: Duration) -> Result<(), DemoError
             bar.set_message(line.clone());
             shown = line;
         }
-        if run["status"] == "ended" {
+        if ended {
             bar.finish_and_clear();
             return Ok(());
         }
@@ -627,7 +727,7 @@ async fn watch(api: &Api, run_id: &str, limit: Duration) -> Result<(), DemoError
             bar.abandon();
             let seconds = limit.as_secs();
             return Err(DemoError::Failed(format!(
-                "the run did not end within {seconds} seconds: {shown}"
+                "the runs did not end within {seconds} seconds: {shown}"
             )));
         }
         tokio::time::sleep(POLL).await;
@@ -639,13 +739,15 @@ async fn watch(api: &Api, run_id: &str, limit: Duration) -> Result<(), DemoError
 struct Row {
     plan: Option<usize>,
     name: String,
-    iteration: u64,
+    transport: Option<Transport>,
     status: String,
     reason: Option<String>,
     has_results: bool,
     /// Name, expected and extracted value of each failed evaluation.
     failed: Vec<(String, String, String)>,
     duration: Option<Duration>,
+    /// The mean time that the agent took to answer in a call, in milliseconds.
+    turn_ms: Option<f64>,
 }
 
 impl Row {
@@ -661,40 +763,50 @@ impl Row {
         let took = at("startedAt")
             .zip(ended)
             .and_then(|(start, end)| u64::try_from(end - start).ok());
-        let evaluations = item["results"]["evaluations"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let failed = evaluations
-            .iter()
-            .filter(|result| result["passed"] != true && result["isSkipped"] != true)
-            .map(|result| {
-                let extracted = match result["error"].as_str() {
-                    Some(error) => format!("error: {error}"),
-                    None => plain(&result["extractedValue"]),
-                };
-                (plain(&result["name"]), plain(&result["expectedValue"]), extracted)
-            })
-            .collect();
+        let evaluations = missed(item, "evaluations").map(|result| {
+            let extracted = match result["error"].as_str() {
+                Some(error) => format!("error: {error}"),
+                None => plain(&result["extractedValue"]),
+            };
+            (plain(&result["name"]), plain(&result["expectedValue"]), extracted)
+        });
+        let latencies = missed(item, "latencyEvaluations").map(|result| {
+            let name = format!(
+                "{} {} latency in ms",
+                plain(&result["aggregation"]),
+                plain(&result["metric"])
+            );
+            let most = format!("at most {}", plain(&result["thresholdMs"]));
+            (name, most, plain(&result["actualMs"]))
+        });
+        let transport = &item["configurations"]["transport"]["provider"];
         Self {
             plan,
             name: plan.map_or_else(
                 || plain(&item["simulationId"]),
                 |plan| PLANS[plan].name.to_owned(),
             ),
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "from 1 to 10"
-            )]
-            iteration: item["iterationNumber"].as_f64().unwrap_or(1.0) as u64,
+            transport: Transport::ALL
+                .into_iter()
+                .find(|known| *transport == known.provider()),
             status: plain(&item["status"]),
             reason: item["failureReason"].as_str().map(ToOwned::to_owned),
             has_results: item["results"].is_object(),
-            failed,
+            failed: evaluations.chain(latencies).collect(),
             duration: took.map(Duration::from_millis),
+            turn_ms: item["results"]["latencyMetrics"]["avgTurn"].as_f64(),
         }
     }
+
+    fn transport_name(&self) -> &'static str {
+        self.transport.map_or("unknown", Transport::name)
+    }
+}
+
+/// The entries that did not pass in one of the lists of an item's results.
+fn missed<'a>(item: &'a Value, list: &'static str) -> impl Iterator<Item = &'a Value> {
+    let results = item["results"][list].as_array().into_iter().flatten();
+    results.filter(|result| result["passed"] != true && result["isSkipped"] != true)
 }
 
 fn plain(value: &Value) -> String {
@@ -708,36 +820,38 @@ fn plain(value: &Value) -> String {
 /// The items as a table, in the order of the plans.
 fn table(rows: &[Row]) -> String {
     let mut order: Vec<&Row> = rows.iter().collect();
-    order.sort_by_key(|row| (row.plan, row.iteration));
+    order.sort_by_key(|row| (row.plan, row.transport));
     let head = [
         "simulation",
-        "iteration",
+        "transport",
         "verdict",
         "failed evaluation",
         "expected",
         "extracted",
         "duration",
+        "mean turn",
     ];
     let mut lines = vec![head.map(ToOwned::to_owned)];
     for row in order {
         let duration = row
             .duration
             .map_or_else(String::new, |took| format!("{:.2} s", took.as_secs_f64()));
+        let turn = row.turn_ms.map_or_else(String::new, |ms| format!("{ms:.0} ms"));
         let mut failures = row.failed.iter();
         let (name, expected, extracted) = match (failures.next(), &row.reason) {
             (Some(failure), _) => failure.clone(),
             (None, Some(reason)) => (reason.clone(), String::new(), String::new()),
             (None, None) => Default::default(),
         };
-        let iteration = row.iteration.to_string();
         lines.push([
             row.name.clone(),
-            iteration,
+            row.transport_name().to_owned(),
             row.status.clone(),
             name,
             expected,
             extracted,
             duration,
+            turn,
         ]);
         lines.extend(failures.cloned().map(|(name, expected, extracted)| {
             [
@@ -747,6 +861,7 @@ fn table(rows: &[Row]) -> String {
                 name,
                 expected,
                 extracted,
+                String::new(),
                 String::new(),
             ]
         }));
@@ -776,9 +891,32 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
+/// Each simulation by each transport: what the items should be.
+fn planned() -> impl Iterator<Item = (usize, Transport)> {
+    (0..PLANS.len()).flat_map(|plan| Transport::ALL.map(|transport| (plan, transport)))
+}
+
+/// What is planned and not there exactly once, and what is there besides.
+fn miscounted(rows: &[Row]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (plan, transport) in planned() {
+        let same = |row: &&Row| (row.plan, row.transport) == (Some(plan), Some(transport));
+        let times = rows.iter().filter(same).count();
+        if times != 1 {
+            let name = PLANS[plan].name;
+            wrong.push(format!("{name} by {} is there {times} times", transport.name()));
+        }
+    }
+    let all = planned().count();
+    if rows.len() != all {
+        wrong.push(format!("there are {} items instead of {all}", rows.len()));
+    }
+    wrong
+}
+
 /// Whether exactly the planted faults were found, and a summary.
 fn judge_samples(rows: &[Row]) -> (bool, String) {
-    let mut surprises = Vec::new();
+    let mut surprises = miscounted(rows);
     for row in rows {
         let Some(plan) = row.plan.map(|plan| &PLANS[plan]) else {
             surprises.push(format!("an item of an unknown simulation, {}", row.name));
@@ -789,27 +927,28 @@ fn judge_samples(rows: &[Row]) -> (bool, String) {
         let status = if expected.is_empty() { "passed" } else { "failed" };
         if failed != expected || row.status != status {
             surprises.push(format!(
-                "{} ({}) should have {status}, and is {}",
-                row.name, row.iteration, row.status
+                "{} by {} should have {status}, and is {}",
+                row.name,
+                row.transport_name(),
+                row.status
             ));
         }
-    }
-    let planned = PLANS.len() * ITERATIONS;
-    if rows.len() != planned {
-        surprises.push(format!("there are {} items instead of {planned}", rows.len()));
     }
     let faults: Vec<String> = PLANS
         .iter()
         .filter_map(|plan| Some(format!("  {}: \"{}\"", plan.name, plan.fault?)))
         .collect();
-    let parts = "What took part: the agent under test is a sample made of rules, the caller reads from a script, and the \
-        evaluations are regular expressions over the transcript. None of them is a language model. Set OPENAI_BASE_URL \
-        (and OPENAI_API_KEY, RINGBACK_MODEL) to let one call and judge.";
+    let parts = format!(
+        "What took part: the agent under test is a sample made of rules, the caller reads from a script, and the \
+         evaluations are regular expressions over the transcript. None of them is a language model. Set OPENAI_BASE_URL \
+         (and OPENAI_API_KEY, RINGBACK_MODEL) to let one call and judge. {STAND_IN}"
+    );
     if surprises.is_empty() {
         let count = faults.len();
         let faults = faults.join("\n");
         let found = format!(
-            "Found the {count} faults that are planted in the sample agent, and nothing else:\n{faults}"
+            "Found the {count} faults that are planted in the sample agent, by chat and by voice, and nothing else:\n\
+             {faults}"
         );
         return (true, format!("{found}\n\n{parts}"));
     }
@@ -822,18 +961,19 @@ fn judge_samples(rows: &[Row]) -> (bool, String) {
     )
 }
 
-/// Whether every item has a verdict, and a summary.
+/// Whether everything that is planned has a verdict, and a summary.
 fn judge_model(rows: &[Row], model: &str) -> (bool, String) {
     let verdicts = rows
         .iter()
         .filter(|row| row.has_results && matches!(row.status.as_str(), "passed" | "failed"))
         .count();
-    let planned = PLANS.len() * ITERATIONS;
+    let all = planned().count();
     let summary = format!(
-        "{verdicts} of {planned} conversations have a verdict.\n\nWhat took part: the agent under test is a sample made of \
-         rules; {model} called and judged. A language model's verdicts vary, so the demo counts as done when all are there."
+        "{verdicts} of {all} conversations have a verdict.\n\nWhat took part: the agent under test is a sample made of \
+         rules; {model} called and judged. A language model's verdicts vary, so the demo counts as done when all are \
+         there. {STAND_IN}"
     );
-    (verdicts == planned && rows.len() == planned, summary)
+    (verdicts == all && miscounted(rows).is_empty(), summary)
 }
 
 #[cfg(test)]
@@ -936,7 +1076,7 @@ mod tests {
         }
     }
 
-    fn item(plan: usize, iteration: u64, failed: &[&str]) -> Value {
+    fn item(plan: usize, transport: Transport, failed: &[&str]) -> Value {
         let evaluations: Vec<Value> = failed
             .iter()
             .map(
@@ -944,21 +1084,25 @@ mod tests {
             )
             .collect();
         json!({
-            "simulationId": plan.to_string(), "iterationNumber": iteration,
+            "simulationId": plan.to_string(),
+            "configurations": {"transport": {"provider": transport.provider()}},
             "status": if failed.is_empty() { "passed" } else { "failed" },
             "startedAt": "2026-03-26T10:52:45.000Z", "completedAt": "2026-03-26T10:52:46.500Z",
             "results": {"evaluations": evaluations, "passed": failed.is_empty()},
         })
     }
 
-    fn rows(change: impl Fn(usize, u64) -> Option<&'static str>) -> Vec<Row> {
+    fn row(item: &Value) -> Row {
         let names: HashMap<String, usize> = (0..PLANS.len()).map(|plan| (plan.to_string(), plan)).collect();
-        let all = (0..PLANS.len()).flat_map(|plan| [(plan, 1), (plan, 2)]);
-        all.map(|(plan, iteration)| {
-            let failed = Vec::from_iter(change(plan, iteration));
-            Row::new(&item(plan, iteration, &failed), &names)
-        })
-        .collect()
+        Row::new(item, &names)
+    }
+
+    fn rows(change: impl Fn(usize, Transport) -> Option<&'static str>) -> Vec<Row> {
+        let items = planned().map(|(plan, transport)| {
+            let failed = Vec::from_iter(change(plan, transport));
+            item(plan, transport, &failed)
+        });
+        items.map(|item| row(&item)).collect()
     }
 
     #[test]
@@ -967,8 +1111,13 @@ mod tests {
         assert!(judge_samples(&good).0);
         assert!(!judge_samples(&good[1..]).0, "an item is missing");
         assert!(!judge_samples(&rows(|_, _| None)).0, "the faults are not found");
-        let one_more = rows(|plan, iteration| {
-            if plan == 0 && iteration == 2 {
+        let by_chat_only = rows(|plan, transport| PLANS[plan].fault.filter(|_| transport == Transport::Chat));
+        assert!(
+            !judge_samples(&by_chat_only).0,
+            "the faults are not found by voice"
+        );
+        let one_more = rows(|plan, transport| {
+            if (plan, transport) == (0, Transport::Voice) {
                 Some("books the day and time")
             } else {
                 PLANS[plan].fault
@@ -979,14 +1128,60 @@ mod tests {
     }
 
     #[test]
+    fn each_simulation_is_there_once_by_each_transport() {
+        let mut twice = rows(|plan, _| PLANS[plan].fault);
+        assert!(miscounted(&twice).is_empty());
+        twice[1] = row(&item(0, Transport::Chat, &[]));
+        let wrong = miscounted(&twice).join("; ");
+        assert!(
+            wrong.contains("by chat is there 2 times") && wrong.contains("by voice is there 0 times"),
+            "{wrong}"
+        );
+        assert!(!judge_samples(&twice).0 && !judge_model(&twice, "gpt").0);
+    }
+
+    #[test]
     fn the_table_names_what_failed() {
         let text = table(&rows(|plan, _| PLANS[plan].fault));
-        let line = text
+        let lines: Vec<&str> = text
             .lines()
-            .find(|line| line.contains("Asks for a Sunday"))
-            .unwrap();
-        for part in ["failed", "books no closed day", "true", "false", "1.50 s"] {
-            assert!(line.contains(part), "{line}");
+            .filter(|line| line.contains("Asks for a Sunday"))
+            .collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        for (line, transport) in lines.into_iter().zip(["chat", "voice"]) {
+            for part in [
+                transport,
+                "failed",
+                "books no closed day",
+                "true",
+                "false",
+                "1.50 s",
+            ] {
+                assert!(line.contains(part), "{line}");
+            }
         }
+    }
+
+    #[test]
+    fn latencies_are_shown_and_one_that_is_too_high_is_a_failure() {
+        let plan = PLANS.iter().position(|plan| plan.max_turn_ms.is_some()).unwrap();
+        let with = |passed: bool, skipped: bool| {
+            let mut item = item(plan, Transport::Voice, &[]);
+            item["results"]["latencyMetrics"] = json!({"turnCount": 3, "avgTurn": 671.6});
+            item["results"]["latencyEvaluations"] = json!([{
+                "metric": "turn", "aggregation": "p95", "thresholdMs": 3000, "actualMs": 3412,
+                "passed": passed, "isSkipped": skipped,
+            }]);
+            row(&item)
+        };
+        let text = table(&[with(true, false), with(false, true)]);
+        assert!(
+            text.contains("672 ms") && !text.contains("latency in ms"),
+            "{text}"
+        );
+        let slow = with(false, false);
+        let failure = ["p95 turn latency in ms", "at most 3000", "3412"].map(ToOwned::to_owned);
+        let failure: (String, String, String) = failure.into();
+        assert_eq!(slow.failed, [failure]);
     }
 }

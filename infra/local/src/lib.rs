@@ -1,7 +1,8 @@
 //! The local stack: the whole of Ringback in one process.
 //!
 //! [`serve::Local`] starts it: the [`emulator`]s of DynamoDB and SQS, the functions, and the [`drivers`] that call them as
-//! AWS would. [`demo`] runs simulations on it against the [`sample`] agent.
+//! AWS would. [`demo`] runs simulations on it against the [`sample`] agent, and [`endpoints`] makes voice providers known to a
+//! server.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,6 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub mod demo;
 pub mod drivers;
 pub mod emulator;
+pub mod endpoints;
 pub mod http;
 mod in_process;
 pub mod sample;

@@ -11,10 +11,12 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use ringback_local::{
     demo::{self, DemoOptions},
+    endpoints::{self, Action},
     serve::{Local, Model, Options, WORKERS},
 };
-use ringback_shared::config::Config;
-use tracing_subscriber::EnvFilter;
+use ringback_shared::{config::Config, telemetry::may_be_shown};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, prelude::*};
+use uuid::Uuid;
 
 /// Rehearses the calls that a voice or chat agent will get.
 #[derive(Debug, Parser)]
@@ -29,6 +31,10 @@ const SECRETS: &str = "Environment:
   RINGBACK_API_KEY  the local organization's API key; without it one is made up and kept in the folder
   OPENAI_API_KEY    the key of the model's endpoint";
 
+const ENDPOINT_SECRETS: &str = "Environment:
+  RINGBACK_API_KEY       the organization's API key; without it the one that `ringback serve` keeps in the folder
+  RINGBACK_PROVIDER_KEY  for `create`: the key that the provider asks for; without it none is sent";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the API on this machine, with everything behind it in this process.
@@ -37,6 +43,9 @@ enum Command {
     /// Run sample simulations against a sample agent and show what they find.
     #[command(after_help = "OPENAI_API_KEY  the key of the model's endpoint")]
     Demo(Demo),
+    /// Make voice providers known to a server, and manage the secrets that their webhooks are signed with.
+    #[command(after_help = ENDPOINT_SECRETS)]
+    Endpoint(Endpoint),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +82,78 @@ struct Demo {
     data_dir: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+struct Endpoint {
+    /// The server's URL.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RINGBACK_URL",
+        default_value = endpoints::DEFAULT_SERVER,
+        hide_env_values = true,
+        global = true
+    )]
+    server: String,
+    /// The folder of `ringback serve`, where the API key is if none is given.
+    #[arg(long, value_name = "FOLDER", default_value = ".ringback", global = true)]
+    data_dir: PathBuf,
+    #[command(subcommand)]
+    action: EndpointCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum EndpointCommand {
+    /// Make a provider known. The answer is the only one that shows the endpoint's first secret.
+    #[command(after_help = ENDPOINT_SECRETS)]
+    Create {
+        /// Where calls are ordered.
+        #[arg(long, value_name = "URL")]
+        url: String,
+        /// What to call it.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// Show the newest 100 endpoints.
+    List,
+    /// Delete an endpoint: no webhook of it is taken any more.
+    Delete {
+        /// The endpoint's id.
+        #[arg(value_name = "ID")]
+        id: Uuid,
+    },
+    /// Add a secret that the endpoint's webhooks may be signed with. The answer is the only one that shows it.
+    AddSecret {
+        /// The endpoint's id.
+        #[arg(value_name = "ID")]
+        id: Uuid,
+    },
+    /// Delete a secret: what is signed with it is refused within a minute.
+    DeleteSecret {
+        /// The endpoint's id.
+        #[arg(value_name = "ID")]
+        id: Uuid,
+        /// The secret's id.
+        #[arg(value_name = "SECRET_ID")]
+        secret_id: Uuid,
+    },
+}
+
+impl From<EndpointCommand> for Action {
+    fn from(command: EndpointCommand) -> Self {
+        match command {
+            EndpointCommand::Create { url, name } => Self::Create {
+                url,
+                name,
+                provider_key: variable("RINGBACK_PROVIDER_KEY"),
+            },
+            EndpointCommand::List => Self::List,
+            EndpointCommand::Delete { id } => Self::Delete(id),
+            EndpointCommand::AddSecret { id } => Self::AddSecret(id),
+            EndpointCommand::DeleteSecret { id, secret_id } => Self::DeleteSecret(id, secret_id),
+        }
+    }
 }
 
 /// The language model that calls and judges. Its key is in `OPENAI_API_KEY`: what is on a command line, others can see.
@@ -121,13 +202,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_level = match cli.command {
         Command::Serve(_) => "info,dynoxide=error",
-        Command::Demo(_) => "error",
+        Command::Demo(_) | Command::Endpoint(_) => "error",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .init();
+        .with_filter(filter_fn(|event| may_be_shown(*event.level(), event.target())));
+    tracing_subscriber::registry().with(filter).with(layer).init();
     // Two threads for everything but the emulators, which have their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -140,6 +221,7 @@ fn main() -> ExitCode {
             match cli.command {
                 Command::Serve(args) => serve(args).await,
                 Command::Demo(args) => run_demo(args).await,
+                Command::Endpoint(args) => endpoint(args).await,
             }
         });
         runtime.shutdown_timeout(Duration::from_millis(500));
@@ -219,6 +301,22 @@ async fn run_demo(args: Demo) -> Result<ExitCode, String> {
     }
 }
 
+async fn endpoint(args: Endpoint) -> Result<ExitCode, String> {
+    let key = endpoints::api_key(variable("RINGBACK_API_KEY"), &args.data_dir);
+    let key = key.map_err(|error| error.to_string())?;
+    // An empty variable is one that is not set.
+    let server = match args.server.trim() {
+        "" => endpoints::DEFAULT_SERVER,
+        server => server,
+    };
+    let answer = endpoints::run(server, &key, args.action.into()).await;
+    let answer = answer.map_err(|error| error.to_string())?;
+    io::stdout()
+        .write_all(answer.as_bytes())
+        .map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Ctrl-C and, where there is one, SIGTERM.
 struct Signals {
     #[cfg(unix)]
@@ -275,5 +373,40 @@ mod tests {
             "--memory",
         ];
         assert!(matches!(Cli::try_parse_from(serve).unwrap().command, Command::Serve(args) if args.memory));
+    }
+
+    #[test]
+    fn endpoints_are_named_by_their_ids_and_no_key_is_an_option() {
+        let id = Uuid::from_u128(7).to_string();
+        let parse = |args: &[&str]| Cli::try_parse_from([&["ringback", "endpoint"][..], args].concat());
+        let create = [
+            "create",
+            "--url",
+            "https://a.example",
+            "--server",
+            "http://b.example",
+        ];
+        let Command::Endpoint(args) = parse(&create).unwrap().command else {
+            panic!("not an endpoint's command");
+        };
+        assert_eq!(args.server, "http://b.example");
+        assert_eq!(args.data_dir, PathBuf::from(".ringback"));
+        for args in [
+            &["list"][..],
+            &["--server", "http://b.example", "list"],
+            &["delete", &id],
+            &["add-secret", &id],
+            &["delete-secret", &id, &id],
+        ] {
+            assert!(parse(args).is_ok(), "{args:?}");
+        }
+        for args in [
+            &["create"][..],
+            &["create", "--url", "https://a.example", "--key", "k"],
+            &["delete", "../assistant"],
+            &["delete-secret", &id],
+        ] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use ringback_shared::{
     clock::{Deadline, SharedClock, SystemClock},
     config::{Config, ConfigError},
     context::{Context, Parts},
+    secrets::{LocalSecrets, Secrets},
     store::schema,
 };
 use tokio::{
@@ -37,6 +38,15 @@ pub const WORKERS: usize = 16;
 
 /// The time limit of the functions behind the queues, as in the template.
 const QUEUE_FUNCTION_TIMEOUT: Duration = Duration::from_secs(150);
+
+/// The time limit of `deliver`, as in the template: a receiver may take 300 s to answer.
+const DELIVER_TIMEOUT: Duration = Duration::from_secs(330);
+
+/// After how long a delivery that nobody finished is received again: longer than the function's time limit.
+const DELIVERIES_VISIBILITY: Duration = Duration::from_secs(400);
+
+/// Invocations of `deliver` at once.
+const DELIVER_INVOCATIONS: usize = 2;
 
 /// Invocations of `evaluate` at once.
 const EVALUATE_INVOCATIONS: usize = 4;
@@ -83,6 +93,13 @@ pub enum StartError {
         /// What went wrong.
         source: BoxError,
     },
+}
+
+/// The queues' URLs.
+struct Queues {
+    run_items: String,
+    evaluations: String,
+    deliveries: String,
 }
 
 /// A model endpoint for testers, judges and structured outputs.
@@ -214,8 +231,14 @@ impl Local {
             _ => Storage::Memory,
         };
         let emulator = Emulator::start(storage).await?;
-        let run_items = emulator.create_queue("run-items", VISIBILITY).await?.url;
-        let evaluations = emulator.create_queue("evaluations", VISIBILITY).await?.url;
+        let queues = Queues {
+            run_items: emulator.create_queue("run-items", VISIBILITY).await?.url,
+            evaluations: emulator.create_queue("evaluations", VISIBILITY).await?.url,
+            deliveries: emulator
+                .create_queue("deliveries", DELIVERIES_VISIBILITY)
+                .await?
+                .url,
+        };
         schema::create_table(&emulator.dynamodb(), TABLE)
             .await
             .map_err(step("making the table"))?;
@@ -224,9 +247,15 @@ impl Local {
         let context = Context::new(Parts {
             dynamodb: emulator.dynamodb(),
             sqs: emulator.sqs(),
-            config: config(&options, &base_url, &run_items, &evaluations)
-                .map_err(step("reading the configuration"))?,
+            config: config(&options, &base_url, &queues).map_err(step("reading the configuration"))?,
             clock: Arc::clone(&clock),
+            secrets: Secrets::new(Arc::new(LocalSecrets::new(
+                options
+                    .data_dir
+                    .as_ref()
+                    .filter(|_| !options.memory)
+                    .map(|folder| folder.join("secrets")),
+            ))),
         })
         .map_err(step("making the functions' context"))?;
         ringback_api::bootstrap(&context, &api_key)
@@ -252,7 +281,7 @@ impl Local {
             loops: JoinSet::new(),
             _lock: lock,
         };
-        local.spawn_loops(&options, listener, clock, &run_items, &evaluations, &stop);
+        local.spawn_loops(&options, listener, clock, &queues, &stop);
         Ok(local)
     }
 
@@ -261,8 +290,7 @@ impl Local {
         options: &Options,
         listener: TcpListener,
         clock: SharedClock,
-        run_items: &str,
-        evaluations: &str,
+        queues: &Queues,
         stop: &Stop,
     ) {
         let context = self.context.clone();
@@ -270,7 +298,15 @@ impl Local {
             listener,
             move |event| {
                 let context = context.clone();
-                async move { ringback_api::handle(&context, event).await }
+                // As the routes of the HTTP API on AWS.
+                async move {
+                    let path = event.raw_path.clone().unwrap_or_default();
+                    match path.strip_prefix("/hooks/").and_then(|rest| rest.split_once('/')) {
+                        Some((_, "call-started")) => ringback_call_started::handle(&context, event).await,
+                        Some((_, "call-ended")) => ringback_call_ended::handle(&context, event).await,
+                        _ => ringback_api::handle(&context, event).await,
+                    }
+                }
             },
             clock,
             stop.clone(),
@@ -299,7 +335,7 @@ impl Local {
             self.emulator.sqs(),
             QueueMapping {
                 function: "start-item",
-                queue_url: run_items.to_owned(),
+                queue_url: queues.run_items.clone(),
                 // One conversation each, so that a slow one holds up no other.
                 batch: 1,
                 invocations: options.workers,
@@ -318,7 +354,7 @@ impl Local {
             self.emulator.sqs(),
             QueueMapping {
                 function: "evaluate",
-                queue_url: evaluations.to_owned(),
+                queue_url: queues.evaluations.clone(),
                 batch: 10,
                 invocations: EVALUATE_INVOCATIONS,
                 timeout: QUEUE_FUNCTION_TIMEOUT,
@@ -330,6 +366,24 @@ impl Local {
             stop.clone(),
         );
         self.spawn("evaluate", evaluate);
+
+        let context = self.context.clone();
+        let deliver = drivers::feed_queue(
+            self.emulator.sqs(),
+            QueueMapping {
+                function: "deliver",
+                queue_url: queues.deliveries.clone(),
+                batch: 10,
+                invocations: DELIVER_INVOCATIONS,
+                timeout: DELIVER_TIMEOUT,
+            },
+            move |event, deadline| {
+                let context = context.clone();
+                async move { ringback_deliver::handle(&context, event, deadline).await }
+            },
+            stop.clone(),
+        );
+        self.spawn("deliver", deliver);
 
         let context = self.context.clone();
         let minute = drivers::feed_tick(
@@ -454,18 +508,15 @@ async fn sweep(context: Context, scope: ringback_sweep::Scope, deadline: Deadlin
 }
 
 /// The functions' configuration: what their environment says on AWS.
-fn config(
-    options: &Options,
-    base_url: &str,
-    run_items: &str,
-    evaluations: &str,
-) -> Result<Config, ConfigError> {
+fn config(options: &Options, base_url: &str, queues: &Queues) -> Result<Config, ConfigError> {
     Config::read(&|name| {
         let model = &options.model;
         match name {
             "TABLE_NAME" => Some(TABLE.to_owned()),
-            "RUN_ITEMS_QUEUE_URL" => Some(run_items.to_owned()),
-            "EVALUATIONS_QUEUE_URL" => Some(evaluations.to_owned()),
+            "RUN_ITEMS_QUEUE_URL" => Some(queues.run_items.clone()),
+            "EVALUATIONS_QUEUE_URL" => Some(queues.evaluations.clone()),
+            "DELIVERIES_QUEUE_URL" => Some(queues.deliveries.clone()),
+            "SECRETS_PREFIX" => Some("ringback".to_owned()),
             "PUBLIC_URL" => Some(base_url.to_owned()),
             "OPENAI_BASE_URL" => model.base_url.clone(),
             "OPENAI_API_KEY" => model.api_key.clone(),

@@ -20,10 +20,7 @@ fn observation() -> impl Strategy<Value = Facts> {
             cost: Some(Fact { source, value }),
             ..Facts::default()
         }),
-        (source(), "[a-c]").prop_map(|(source, value)| Facts {
-            recording_url: Some(Fact { source, value }),
-            ..Facts::default()
-        }),
+        (source(), "[a-c]").prop_map(|(source, id)| Facts::call(source, &id)),
     ]
 }
 

@@ -127,6 +127,13 @@ pub struct CreateSimulationRun {
     /// How the tester reaches the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport: Option<Transport>,
+    /// How many of its conversations may be held at a time; without it as many as the system can.
+    #[serde(
+        default,
+        deserialize_with = "lenient::optional_integer",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub concurrency_limit: Option<i64>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,

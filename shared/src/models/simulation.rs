@@ -267,7 +267,7 @@ pub struct Server {
     /// Headers to send.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub headers: Option<Object>,
-    /// How to retry; no retry unless given.
+    /// How to retry; without it, what may pass by itself is retried some times.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff_plan: Option<BackoffPlan>,
     /// Fields that are not modelled.
@@ -566,6 +566,7 @@ impl Validate for CreateScenario {
         self.evaluations
             .validate(&check::join(path, "evaluations"), faults);
         self.hooks.validate(&check::join(path, "hooks"), faults);
+        few_actions(path, self.hooks.as_deref(), faults);
         self.latency_expectations
             .validate(&check::join(path, "latencyExpectations"), faults);
         kinds::folder(path, self.path.as_ref(), faults);
@@ -585,9 +586,21 @@ impl Validate for UpdateScenario {
         self.evaluations
             .validate(&check::join(path, "evaluations"), faults);
         self.hooks.validate(&check::join(path, "hooks"), faults);
+        few_actions(path, self.hooks.as_deref(), faults);
         self.latency_expectations
             .validate(&check::join(path, "latencyExpectations"), faults);
         kinds::folder(path, self.path.iter().flatten().next(), faults);
+    }
+}
+
+/// The most actions that a scenario's hooks may have: what became of each stands in one row.
+const ACTIONS: usize = 50;
+
+fn few_actions(path: &str, hooks: Option<&[SimulationHook]>, faults: &mut Vec<String>) {
+    let hooks = hooks.unwrap_or_default();
+    if hooks.iter().map(|hook| hook.actions.len()).sum::<usize>() > ACTIONS {
+        let path = check::join(path, "hooks");
+        faults.push(format!("{path} must not have more than {ACTIONS} actions in all"));
     }
 }
 
@@ -599,7 +612,29 @@ impl Validate for SimulationHook {
 
 impl Validate for SimulationHookWebhookAction {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
-        self.server.validate(&check::join(path, "server"), faults);
+        let path = check::join(path, "server");
+        self.server.validate(&path, faults);
+        let Some(server) = &self.server else { return };
+        if server
+            .url
+            .as_deref()
+            .is_some_and(|url| !crate::provider::is_url(url))
+        {
+            faults.push(format!("{path}.url must be an http or https URL"));
+        }
+        // To pass over what was asked for would send it unprotected.
+        if server.credential_id.is_some() {
+            faults.push(format!(
+                "{path}.credentialId is not supported; use headers, or the hook's signature"
+            ));
+        }
+        if server
+            .encrypted_paths
+            .as_ref()
+            .is_some_and(|paths| !paths.is_empty())
+        {
+            faults.push(format!("{path}.encryptedPaths is not supported"));
+        }
     }
 }
 

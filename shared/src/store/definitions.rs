@@ -20,6 +20,8 @@ pub enum Kind {
     Assistant,
     /// Something to extract from a conversation.
     StructuredOutput,
+    /// A provider of calls.
+    Endpoint,
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
             Self::Simulation => "simulation",
             Self::Assistant => "assistant",
             Self::StructuredOutput => "structured-output",
+            Self::Endpoint => "endpoint",
         }
     }
 }
@@ -195,14 +198,7 @@ impl Store {
     /// # Errors
     /// When the table cannot be written.
     pub async fn delete_definition(&self, org: Uuid, kind: Kind, id: Uuid) -> Result<(), StoreError> {
-        self.client
-            .delete_item()
-            .table_name(&*self.table)
-            .set_key(Some(key(&partition(org, kind.name()), &id.to_string())))
-            .send()
-            .await
-            .map_err(|error| super::service_error("DeleteItem", &error))?;
-        Ok(())
+        self.delete(&partition(org, kind.name()), &id.to_string()).await
     }
 
     /// A part of the list of an org's definitions.

@@ -4,18 +4,19 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
 use super::{
-    Condition, Range, Row, Store, StoreError, Write, WriteError, assemble, document, integer, number, read,
-    schema, string, text, write,
+    Condition, EventHead, NewEvent, Range, Row, Store, StoreError, Write, WriteError, assemble,
+    calls::{consequences, event_rows},
+    document, integer, number, read, schema, string, text, write,
 };
-use crate::lifecycle::{Item, Refused, State, Tally};
+use crate::lifecycle::{Hook, Item, Refused, State, Tally};
 
 /// How many items of a run share a partition.
 pub const PARTITION: u32 = 100;
 /// How often a decision is taken again because somebody wrote in between.
-const DECISION_TRIES: u32 = 10;
+pub(super) const DECISION_TRIES: u32 = 10;
 
 /// Names an item.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ItemKey {
     /// The run.
     pub run: Uuid,
@@ -24,6 +25,15 @@ pub struct ItemKey {
 }
 
 impl ItemKey {
+    /// The name of `item`.
+    #[must_use]
+    pub fn of(item: &Item) -> Self {
+        Self {
+            run: item.run,
+            index: item.index,
+        }
+    }
+
     pub(super) fn partition(run: Uuid, partition: u32) -> String {
         format!("RUN#{run}#{partition}")
     }
@@ -54,10 +64,14 @@ pub enum TransitionError {
 }
 
 /// What an item's conversation and judgement produced so far, as the JSON texts that were stored.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ItemDetail {
     /// The replies in order.
     pub turns: Vec<String>,
+    /// What the provider said of the call, each with its whole text.
+    pub events: Vec<(EventHead, String)>,
+    /// What is told of it, and to whom it was told.
+    pub hooks: Vec<Hook>,
     /// Extractions that were kept before the verdict.
     pub extracts: Vec<String>,
     /// The results.
@@ -135,10 +149,7 @@ pub(super) fn due_shard(spread: u128) -> String {
 }
 
 pub(super) fn item_row(item: &Item) -> Result<Row, StoreError> {
-    let at = ItemKey {
-        run: item.run,
-        index: item.index,
-    };
+    let at = ItemKey::of(item);
     let mut row = write(&at.pk(), &at.sk(), item)?;
     if item.due_at.is_some() {
         row.insert(
@@ -149,7 +160,7 @@ pub(super) fn item_row(item: &Item) -> Result<Row, StoreError> {
     Ok(row)
 }
 
-fn detail_pk(item: Uuid) -> String {
+pub(super) fn detail_pk(item: Uuid) -> String {
     format!("ITEM#{item}")
 }
 
@@ -238,11 +249,13 @@ impl Store {
             };
             let condition = Condition::Version(item.version);
             let row = item_row(&next)?;
-            let written = if with.is_empty() {
+            let also = consequences(&item, &next)?;
+            let written = if with.is_empty() && also.is_empty() {
                 self.put(row, Some(condition)).await
             } else {
                 let mut writes = vec![Write::put(row, condition)];
                 writes.extend(with.iter().cloned().map(Write::plain));
+                writes.extend(also);
                 self.transact(writes).await
             };
             match written {
@@ -252,6 +265,21 @@ impl Store {
             }
         }
         Err(StoreError::Throttled("an item is written by too many at once".to_owned()).into())
+    }
+
+    /// Writes that an item's call is placed, and with it what the provider's `answer` (with a short body) said.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn placed(
+        &self,
+        item: Item,
+        answer: &NewEvent,
+        placed: impl Fn(&Item) -> Item,
+    ) -> Result<Item, TransitionError> {
+        let (event, _) = event_rows(&detail_pk(item.id()), Some(ItemKey::of(&item)), answer)?;
+        self.transition_with(item, |item| Ok(placed(item)), &[event])
+            .await
     }
 
     /// Takes the decision that ends an item, together with its results (a JSON text): both or neither.
@@ -302,6 +330,10 @@ impl Store {
             let sk = string(&row, "sk")?;
             if sk.starts_with("TURN#") {
                 detail.turns.push(body);
+            } else if sk.starts_with("EVENT#") {
+                detail.events.push((read(row)?, body));
+            } else if sk.starts_with("HOOK#") {
+                detail.hooks.push(read(row)?);
             } else if sk.starts_with("EXTRACT#") {
                 detail.extracts.push(body);
             } else if sk == "RESULT" {

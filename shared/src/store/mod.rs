@@ -4,11 +4,19 @@
 //! | --- | --- | --- |
 //! | `KEY#{sha256}` | `KEY` | an API key: its org |
 //! | `ORG#{org}` | `ORG` | an org |
+//! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
 //! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` a run's head |
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made |
 //! | `RUN#{run}` | `BODY`, `TARGET`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
 //! | `RUN#{run}#{partition}` | `ITEM#{index}`, `TALLY` | the heads of at most 100 items, and their count |
+//! | `RUN#{run}#slots` | `SLOT#{n}` | a slot of a run that has a cap of its own: its holder |
+//! | `ORG#{org}#slots` | `SLOT#{n}` | a call slot: its holder |
+//! | `ORG#{org}#waiting` | run | a run that has items without slots |
+//! | `ENDPOINT#{endpoint}` | `ENDPOINT` | a voice provider's endpoint: its org |
 //! | `ITEM#{item}` | `TURN#{n}`, `EXTRACT#{n}`, `RESULT` | what an item's conversation and judgement produced |
+//! | `ITEM#{item}` | `EVENT#{digest}` | what a provider said of the item's call |
+//! | `ITEM#{item}` | `HOOK#{event}` | what is told of the item, and to whom it was told |
+//! | `CALL#{endpoint}#{call}` | `LINK`, `EVENT#{digest}` | whose call it is; what a provider said of it without saying whose it is |
 //! | `QUARANTINE#{day}` | message id | a message that can never succeed, with the reason |
 //!
 //! The index `due` holds the rows to which something is owed. Only `sweep` reads it.
@@ -16,7 +24,9 @@
 //! A document that is larger than a row can be is split: the row says how many `parts` follow it under `{sk}~{n}`. The
 //! parts are written first, so a row that can be read is whole.
 
+mod calls;
 mod definitions;
+mod hooks;
 mod items;
 mod meter;
 mod orgs;
@@ -29,19 +39,24 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use aws_sdk_dynamodb::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::{put_item::PutItemError, transact_write_items::TransactWriteItemsError},
+    operation::{
+        put_item::{PutItemError, builders::PutItemFluentBuilder},
+        transact_write_items::TransactWriteItemsError,
+    },
     types::{
-        AttributeValue, KeysAndAttributes, Put, PutRequest, ReturnConsumedCapacity,
+        AttributeValue, Delete, KeysAndAttributes, Put, PutRequest, ReturnConsumedCapacity,
         ReturnValuesOnConditionCheckFailure, TransactWriteItem, WriteRequest,
     },
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub use self::{
+    calls::{Admitted, EventHead, NewEvent, Waiting, event_from_image},
     definitions::{Definition, Kind, ListQuery, Listed},
+    hooks::{HookKey, hook_from_image},
     items::{DueKey, ItemDetail, ItemKey, PARTITION, StoredTally, TransitionError, item_from_image},
     meter::{Meter, Usage},
-    orgs::Principal,
+    orgs::{Principal, Revision},
     runs::{Created, Manifest, NewRun, RunHead, RunOwed, RunState, SimulationRef, Snapshot, head_from_image},
 };
 
@@ -108,6 +123,13 @@ impl From<WriteError> for StoreError {
     }
 }
 
+/// The failure of a single put.
+enum PutError {
+    /// It met a transaction: the same may succeed in a moment.
+    Conflict(StoreError),
+    Write(WriteError),
+}
+
 /// Access to the table.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -123,6 +145,8 @@ where
     let code = error.code().unwrap_or_default();
     let message = match error {
         SdkError::ServiceError(_) => format!("{code}: {}", error.message().unwrap_or_default()),
+        // Its text would show the answer, and with it what was said in a conversation.
+        SdkError::ResponseError(_) => "the answer cannot be read".to_owned(),
         other => aws_sdk_dynamodb::error::DisplayErrorContext(other).to_string(),
     };
     match code {
@@ -206,14 +230,14 @@ impl Condition {
 
 /// One row of a transaction.
 #[derive(Debug, Clone)]
-struct Write {
-    row: Row,
-    condition: Option<Condition>,
+enum Write {
+    Put { row: Row, condition: Option<Condition> },
+    Delete { key: Row },
 }
 
 impl Write {
     fn put(row: Row, condition: Condition) -> Self {
-        Self {
+        Self::Put {
             row,
             condition: Some(condition),
         }
@@ -221,8 +245,19 @@ impl Write {
 
     /// A row that only this writer can write: its key is unguessable and nothing else names it yet.
     fn plain(row: Row) -> Self {
-        Self { row, condition: None }
+        Self::Put { row, condition: None }
     }
+
+    /// Takes a row away that only this writer's own change gives it the right to.
+    fn delete(pk: &str, sk: &str) -> Self {
+        Self::Delete { key: key(pk, sk) }
+    }
+}
+
+/// Waits before the `attempt`-th repetition, with full jitter: two writers that met must not meet again.
+async fn pause_after_conflict(attempt: u32) {
+    let jitter = uuid::Uuid::now_v7().as_u128() as u64 % (10 << attempt);
+    tokio::time::sleep(Duration::from_millis(jitter)).await;
 }
 
 /// The rows that hold `body`: the head, then the parts that it is split into beyond one.
@@ -343,33 +378,72 @@ impl Store {
             .table_name(&*self.table)
             .set_item(Some(row))
             .set_return_consumed_capacity(self.capacity());
+        let versioned = matches!(condition, Some(Condition::Version(_)));
         if let Some(condition) = condition {
             request = request
                 .condition_expression(condition.expression())
                 .set_expression_attribute_values(condition.values())
                 .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         }
-        match request.send().await {
+        // Only a row with a version takes part in transactions that a single write can meet.
+        if versioned {
+            for attempt in 1..CONFLICT_TRIES {
+                match self.put_once(request.clone()).await {
+                    Err(PutError::Conflict(_)) => pause_after_conflict(attempt).await,
+                    Err(PutError::Write(error)) => return Err(error),
+                    Ok(()) => return Ok(()),
+                }
+            }
+        }
+        self.put_once(request).await.map_err(|error| match error {
+            PutError::Conflict(error) => WriteError::Other(error),
+            PutError::Write(error) => error,
+        })
+    }
+
+    async fn put_once(&self, request: PutItemFluentBuilder) -> Result<(), PutError> {
+        let error = match request.send().await {
             Ok(answer) => {
                 self.meter
                     .wrote("PutItem", 1, answer.consumed_capacity.as_slice());
-                Ok(())
+                return Ok(());
             }
-            Err(error) => match error.as_service_error() {
-                Some(PutItemError::ConditionalCheckFailedException(failed)) => {
-                    self.meter.wrote("PutItem", 0, &[]);
-                    Err(WriteError::Condition(failed.item().cloned()))
-                }
-                _ => Err(WriteError::Other(service_error("PutItem", &error))),
-            },
+            Err(error) => error,
+        };
+        match error.as_service_error() {
+            Some(PutItemError::ConditionalCheckFailedException(failed)) => {
+                self.meter.wrote("PutItem", 0, &[]);
+                Err(PutError::Write(WriteError::Condition(failed.item().cloned())))
+            }
+            Some(PutItemError::TransactionConflictException(_)) => {
+                Err(PutError::Conflict(service_error("PutItem", &error)))
+            }
+            _ => Err(PutError::Write(WriteError::Other(service_error(
+                "PutItem", &error,
+            )))),
         }
+    }
+
+    async fn delete(&self, pk: &str, sk: &str) -> Result<(), StoreError> {
+        self.client
+            .delete_item()
+            .table_name(&*self.table)
+            .set_key(Some(key(pk, sk)))
+            .send()
+            .await
+            .map_err(|error| service_error("DeleteItem", &error))?;
+        Ok(())
     }
 
     async fn transact(&self, writes: Vec<Write>) -> Result<(), WriteError> {
         let rows = writes.len();
-        let items: Vec<TransactWriteItem> = writes
-            .into_iter()
-            .map(|Write { row, condition }| {
+        let item = |write| match write {
+            Write::Delete { key } => Delete::builder()
+                .table_name(&*self.table)
+                .set_key(Some(key))
+                .build()
+                .map(|delete| TransactWriteItem::builder().delete(delete).build()),
+            Write::Put { row, condition } => {
                 let mut put = Put::builder().table_name(&*self.table).set_item(Some(row));
                 if let Some(condition) = condition {
                     put = put
@@ -381,7 +455,11 @@ impl Store {
                 }
                 put.build()
                     .map(|put| TransactWriteItem::builder().put(put).build())
-            })
+            }
+        };
+        let items: Vec<TransactWriteItem> = writes
+            .into_iter()
+            .map(item)
             .collect::<Result<_, _>>()
             .map_err(|error| WriteError::Other(StoreError::Corrupt(error.to_string())))?;
         self.transact_items(items, rows).await
@@ -430,9 +508,7 @@ impl Store {
                 let codes: Vec<_> = reasons.iter().filter_map(|r| r.code()).collect();
                 return Err(WriteError::Other(StoreError::Throttled(codes.join(", "))));
             }
-            // Full jitter: two transactions that met must not meet again.
-            let jitter = uuid::Uuid::now_v7().as_u128() as u64 % (10 << attempt);
-            tokio::time::sleep(Duration::from_millis(jitter)).await;
+            pause_after_conflict(attempt).await;
         }
         Err(WriteError::Other(StoreError::Throttled(
             "TransactionConflict".to_owned(),

@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use super::{
     Condition, DueKey, ItemKey, ListQuery, Listed, PARTITION, Row, Store, StoreError, Write, WriteError,
+    calls::{Waiting, waiting_row},
     document,
     items::{due_shard, item_row},
     key, number, read, string, text, write,
 };
-use crate::lifecycle::{Item, Tally};
+use crate::lifecycle::{Item, REQUEUE_AFTER_MS, Tally};
 
 /// How many items one transaction of the expansion puts. Partitions are a whole number of chunks.
 const CHUNK: u32 = 50;
@@ -66,6 +67,15 @@ pub struct RunHead {
     pub iterations: u32,
     /// The transport, as on the wire.
     pub transport: String,
+    /// The endpoint of the provider that carries its calls, if it is a run by voice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Uuid>,
+    /// How many of its items may be under way at a time, if it has a cap of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cap: Option<u32>,
+    /// Whether any of its scenarios has hooks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hooked: bool,
     /// `assistant` or `squad`.
     pub target_type: String,
     /// The target's id, unless it came inline.
@@ -104,6 +114,33 @@ impl RunHead {
     #[must_use]
     pub fn partitions(&self) -> u32 {
         self.total.div_ceil(PARTITION)
+    }
+
+    /// Its item at `index` as it is at first.
+    #[must_use]
+    pub fn item(&self, index: u32, now: i64) -> Item {
+        let item = Item {
+            hooked: self.hooked,
+            ..Item::admitted(self.org, self.id, index, self.iterations, now)
+        };
+        match (self.endpoint, self.cap) {
+            (Some(endpoint), _) => item.by_voice(endpoint),
+            (None, Some(_)) => item.queued(),
+            (None, None) => item,
+        }
+    }
+
+    /// What is waited for, if its items need slots.
+    fn waiting(&self, now: i64) -> Option<Waiting> {
+        let waits = self.endpoint.is_some() || self.cap.is_some();
+        waits.then(|| Waiting {
+            run: self.id,
+            next: 0,
+            total: self.total,
+            voice: self.endpoint.is_some(),
+            cap: self.cap,
+            due_at: now + REQUEUE_AFTER_MS,
+        })
     }
 
     fn next(&self, now: i64) -> Self {
@@ -170,6 +207,15 @@ pub struct Snapshot {
     pub outputs: serde_json::Map<String, Value>,
 }
 
+impl Snapshot {
+    /// Whether the scenario wants somebody to be told of its conversations.
+    #[must_use]
+    pub fn has_hooks(&self) -> bool {
+        let hooks = self.scenario.get("hooks").and_then(Value::as_array);
+        hooks.is_some_and(|hooks| !hooks.is_empty())
+    }
+}
+
 /// A run to be created.
 #[derive(Debug, Clone)]
 pub struct NewRun {
@@ -181,6 +227,10 @@ pub struct NewRun {
     pub iterations: u32,
     /// The transport, as on the wire.
     pub transport: String,
+    /// The endpoint of the provider that carries its calls, if it is a run by voice.
+    pub endpoint: Option<Uuid>,
+    /// How many of its items may be under way at a time, if it has a cap of its own.
+    pub cap: Option<u32>,
     /// `assistant` or `squad`.
     pub target_type: String,
     /// The target's id, unless it came inline.
@@ -252,6 +302,9 @@ impl Store {
             expanded: 0,
             iterations: new.iterations,
             transport: new.transport.clone(),
+            endpoint: new.endpoint,
+            cap: new.cap,
+            hooked: new.snapshots.iter().any(Snapshot::has_hooks),
             target_type: new.target_type.clone(),
             target_id: new.target_id,
             created_at: now,
@@ -296,15 +349,12 @@ impl Store {
             row.insert("expiresAt".to_owned(), number((now + IDEMPOTENCY_MS) / 1000));
             writes.push(Write::put(row, Condition::AbsentOrExpired(now / 1000)));
         }
+        if let Some(waiting) = head.waiting(now) {
+            writes.push(Write::plain(waiting_row(head.org, &waiting)?));
+        }
         if few {
             for index in 0..head.total {
-                writes.push(Write::plain(item_row(&Item::admitted(
-                    new.org,
-                    new.id,
-                    index,
-                    new.iterations,
-                    now,
-                ))?));
+                writes.push(Write::plain(item_row(&head.item(index, now))?));
             }
         }
         let fits = rows.iter().map(bytes).sum::<usize>() < CREATION_BYTES
@@ -422,7 +472,7 @@ impl Store {
         next.owe(now);
         let mut writes = vec![Write::put(head_row(&next)?, Condition::Version(head.version))];
         for index in head.expanded..until {
-            let mut item = Item::admitted(head.org, head.id, index, head.iterations, now);
+            let mut item = head.item(index, now);
             if head.canceled_at.is_some() {
                 // Nobody is to begin what is canceled already.
                 item = item.canceled(now);

@@ -2,6 +2,7 @@
 //! model behind them. Both derive what they say from the messages of the request alone.
 
 mod agent;
+pub mod provider;
 mod tester;
 
 use axum::{Json, Router, routing::post};

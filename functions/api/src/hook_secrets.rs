@@ -1,0 +1,59 @@
+//! The secrets that an organization's outgoing hooks are signed with. Their receivers need them, so they are shown.
+
+use ringback_shared::{context::Context, secrets::OrgHooks};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    http::{ApiError, Request, Response},
+    signing::{self, Change},
+};
+
+/// Serves `/hook/secret` and `/hook/secret/{id}`.
+pub(crate) async fn serve(
+    ctx: &Context,
+    org: Uuid,
+    path: &[&str],
+    request: &Request,
+) -> Result<Response, ApiError> {
+    match (request.method.as_str(), path) {
+        ("GET", []) => {
+            let hooks = match signing::stored(ctx, org).await? {
+                Some(hooks) => hooks,
+                None => first(ctx, org).await?,
+            };
+            Response::ok(view(&hooks))
+        }
+        ("POST", []) => add(ctx, org).await,
+        ("DELETE", [id]) => remove(ctx, org, id).await,
+        _ => Err(crate::method_not_allowed(request)),
+    }
+}
+
+fn view(hooks: &OrgHooks) -> Value {
+    json!({ "secrets": signing::view(&hooks.signing, |_| true) })
+}
+
+/// The secrets of an organization that has none yet.
+pub(crate) async fn first(ctx: &Context, org: Uuid) -> Result<OrgHooks, ApiError> {
+    ctx.secrets
+        .ensure_org_hooks(org, ctx.clock.now_ms())
+        .await
+        .map_err(|error| signing::unavailable(&error))
+}
+
+async fn add(ctx: &Context, org: Uuid) -> Result<Response, ApiError> {
+    let Some(mut change) = Change::<OrgHooks>::begin(ctx, org).await? else {
+        return Response::created(view(&first(ctx, org).await?));
+    };
+    change.add(ctx)?;
+    Response::created(view(&change.finish(ctx).await?))
+}
+
+async fn remove(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+    let mut change = Change::<OrgHooks>::begin(ctx, org)
+        .await?
+        .ok_or_else(|| ApiError::not_found("Secret", id))?;
+    change.remove(id)?;
+    Response::ok(view(&change.finish(ctx).await?))
+}

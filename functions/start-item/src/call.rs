@@ -1,0 +1,382 @@
+//! Does what a voice item is owed: places its call, looks it up, hangs it up.
+
+use std::{panic::AssertUnwindSafe, sync::Mutex};
+
+use futures_util::FutureExt;
+use ringback_shared::{
+    batch::Outcome,
+    context::Context,
+    ids,
+    lifecycle::{Facts, Failure, Fault, Item, Owed, Source},
+    provider::{self, Event, Found, Order, Provider, ProviderError, Webhooks},
+    secrets::EndpointSecrets,
+    store::{ItemKey, Kind, NewEvent, StoreError, TransitionError},
+    webhook::Correlation,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+/// How long a claim holds, in milliseconds: two requests to the provider, and time to write.
+const LEASE_MS: i64 = 60_000;
+/// What a call's end is called that was learned by asking for it.
+const HUNG_UP: &str = "hang-up";
+
+/// What the worker was sent for.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    owed: Owed,
+    /// Somebody may have placed the call before.
+    again: bool,
+}
+
+pub(crate) async fn work(ctx: &Context, item: Item) -> Outcome {
+    let owner = ctx.owner();
+    let now = ctx.clock.now_ms();
+    let longest_ms = i64::try_from(ctx.config.max_call.as_millis()).unwrap_or(i64::MAX / 4);
+    let step = Mutex::new(None);
+    let claimed = ctx
+        .store
+        .transition(item, |item| {
+            let again = item.call.as_ref().is_some_and(|call| call.intended_at.is_some());
+            if let Ok(mut step) = step.lock() {
+                *step = Some(Step {
+                    owed: item.owed,
+                    again,
+                });
+            }
+            item.claim_call(&owner, LEASE_MS, longest_ms, now)
+        })
+        .await;
+    let item = match claimed {
+        Ok(item) => item,
+        Err(TransitionError::Refused { .. }) => return Outcome::Drop("nothing to do for this item now"),
+        Err(TransitionError::Store(error)) if error.is_duplicate() => {
+            return Outcome::Drop("the item does not exist");
+        }
+        Err(TransitionError::Store(error)) => return Outcome::Retry(error.to_string()),
+    };
+    let step = step.into_inner().ok().flatten();
+    let Some(step) = step.filter(|_| item.owed != Owed::Nothing) else {
+        return Outcome::Done;
+    };
+    let worker = Worker { ctx, owner };
+    let done = AssertUnwindSafe(Box::pin(worker.perform(item.clone(), step)))
+        .catch_unwind()
+        .await;
+    let done = match done {
+        Ok(done) => done,
+        Err(_) => {
+            let failure = Failure::new("Ringback failed on this call; see its log", Some(Fault::Ringback));
+            worker.broke_off(item, step, &failure, true).await
+        }
+    };
+    match done {
+        Ok(()) => Outcome::Done,
+        Err(TransitionError::Refused { .. }) => Outcome::Drop("the item is no longer this worker's"),
+        Err(TransitionError::Store(error)) => Outcome::Retry(error.to_string()),
+    }
+}
+
+/// Who carries the item's call, with what only this process may know.
+struct Line {
+    endpoint: Uuid,
+    url: String,
+    secrets: EndpointSecrets,
+    token: String,
+}
+
+impl Line {
+    fn provider(&self) -> Provider<'_> {
+        Provider {
+            url: &self.url,
+            api_key: self.secrets.api_key.as_deref(),
+        }
+    }
+}
+
+struct Worker<'a> {
+    ctx: &'a Context,
+    owner: String,
+}
+
+impl Worker<'_> {
+    async fn perform(&self, item: Item, step: Step) -> Result<(), TransitionError> {
+        if step.owed != Owed::Start || step.again {
+            // Should the stream have lost what the provider said, it is folded here.
+            let kept = Box::pin(self.kept(&item)).await?;
+            let news = kept.ended.is_some() || (step.owed == Owed::Start && kept.call_id.is_some());
+            if news {
+                return self.heard(item, kept).await;
+            }
+        }
+        let line = match Box::pin(self.line(&item)).await? {
+            Ok(line) => line,
+            Err(failure) => return self.broke_off(item, step, &failure, false).await,
+        };
+        match step.owed {
+            Owed::Start => Box::pin(self.start(item, step, &line)).await,
+            Owed::HangUp => Box::pin(self.hang_up(item, &line)).await,
+            _ => Box::pin(self.look_up(item, step, &line)).await,
+        }
+    }
+
+    /// What the provider's events say that were kept.
+    async fn kept(&self, item: &Item) -> Result<Facts, StoreError> {
+        let strays = match (&item.call, item.call_id()) {
+            (Some(call), Some(id)) => self.ctx.store.stray_events(call.endpoint, id).await?,
+            _ => Vec::new(),
+        };
+        for event in strays {
+            self.ctx.store.keep_event(ItemKey::of(item), &event).await?;
+        }
+        let events = self.ctx.store.item_detail(item.id()).await?.events;
+        let facts = events.into_iter().map(|(head, _)| head.facts);
+        Ok(facts.fold(Facts::default(), Facts::join))
+    }
+
+    /// The endpoint that the run was created with.
+    async fn line(&self, item: &Item) -> Result<Result<Line, Failure>, StoreError> {
+        let gone = |what: &str| {
+            let reason = format!("the voice provider's endpoint {what}; create one and run again");
+            Ok(Err(Failure::new(&reason, Some(Fault::Ringback))))
+        };
+        let Some(endpoint) = item.call.as_ref().map(|call| call.endpoint) else {
+            return gone("is not named by its run");
+        };
+        let stored = self
+            .ctx
+            .store
+            .definition(item.org, Kind::Endpoint, endpoint)
+            .await?;
+        let Some(url) = stored
+            .as_ref()
+            .and_then(|stored| stored.body.get("url")?.as_str())
+        else {
+            return gone("was deleted");
+        };
+        let secrets = self
+            .ctx
+            .secrets
+            // A key that was changed a moment ago must not fail items for good.
+            .endpoint_anew(endpoint)
+            .await
+            .map_err(|error| StoreError::Throttled(error.to_string()))?;
+        let Some((secrets, key)) = secrets.and_then(|secrets| {
+            let key = secrets.correlation_key()?;
+            Some((secrets, key))
+        }) else {
+            return gone("has no secrets");
+        };
+        let correlation = Correlation {
+            run: item.run,
+            index: item.index,
+        };
+        Ok(Ok(Line {
+            endpoint,
+            url: url.to_owned(),
+            secrets,
+            token: correlation.to_token(&key),
+        }))
+    }
+
+    async fn start(&self, item: Item, step: Step, line: &Line) -> Result<(), TransitionError> {
+        let provider = line.provider();
+        if step.again {
+            // An intent without an answer: whether there is a call, only the provider knows.
+            match provider.look_up(&self.ctx.outbound, None, &line.token).await {
+                Ok(Some(found)) => return self.learned(item, &found).await,
+                Ok(None) => {}
+                Err(error) => return self.failed(item, step, &error).await,
+            }
+        }
+        let order = self.order(&item, line).await?;
+        match provider
+            .place(&self.ctx.outbound, &order, &item.id().to_string())
+            .await
+        {
+            Ok(report) => {
+                let now = self.ctx.clock.now_ms();
+                let body = json!({ "callId": report.call_id, "listenUrl": report.listen_url }).to_string();
+                let answer = NewEvent {
+                    event: Event::Placed,
+                    source: Source::Report,
+                    digest: ids::sha256_hex(body.as_bytes()),
+                    facts: Facts::call(Source::Report, &report.call_id),
+                    body,
+                };
+                self.ctx
+                    .store
+                    .placed(item, &answer, |item| {
+                        item.placed(&self.owner, &report.call_id, now)
+                    })
+                    .await?;
+                Ok(())
+            }
+            // Of a first order it is known now that nothing was placed; of a repeated one only the provider knows.
+            Err(error @ (ProviderError::Refused { .. } | ProviderError::Url(_))) if !step.again => {
+                tracing::warn!(run = %item.run, index = item.index, %error, "a call was not placed");
+                let failure = Failure::new(&error.to_string(), Some(Fault::Provider));
+                let now = self.ctx.clock.now_ms();
+                self.ctx
+                    .store
+                    .transition(item, |item| item.refused(&self.owner, &failure, now))
+                    .await?;
+                Ok(())
+            }
+            Err(error) => self.failed(item, step, &error).await,
+        }
+    }
+
+    async fn order(&self, item: &Item, line: &Line) -> Result<Order, StoreError> {
+        let briefing = self.ctx.briefing(item.run, item.simulation).await?;
+        Ok(provider::order(
+            item,
+            line.token.clone(),
+            Webhooks::of(&self.ctx.config.public_url, line.endpoint),
+            u32::try_from(self.ctx.config.max_call.as_secs()).unwrap_or(u32::MAX),
+            &briefing.snapshot,
+            &briefing.target,
+        ))
+    }
+
+    async fn look_up(&self, item: Item, step: Step, line: &Line) -> Result<(), TransitionError> {
+        let found = line
+            .provider()
+            .look_up(&self.ctx.outbound, item.call_id(), &line.token)
+            .await;
+        let now = self.ctx.clock.now_ms();
+        let overdue = item.call.as_ref().is_some_and(|call| call.is_overdue(now));
+        match found {
+            // A report with what was said may be on its way still.
+            Ok(Some(found)) if !overdue && found.is_fresh_end(now) => {
+                self.heard(item, Facts::default()).await
+            }
+            Ok(Some(found)) if !overdue || (found.is_over() && found.facts(now).is_ok()) => {
+                self.learned(item, &found).await
+            }
+            _ if overdue => {
+                let failure = Failure::new(
+                    "the voice provider did not report the call's end in time",
+                    Some(Fault::Provider),
+                );
+                self.broke_off(item, step, &failure, false).await
+            }
+            Ok(_) => self.heard(item, Facts::default()).await,
+            Err(error) => {
+                tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+                self.heard(item, Facts::default()).await
+            }
+        }
+    }
+
+    async fn hang_up(&self, item: Item, line: &Line) -> Result<(), TransitionError> {
+        let provider = line.provider();
+        let mut call_id = item.call_id().map(str::to_owned);
+        // Canceled before its answer came, or asked to end before: whether it is up, the provider knows.
+        if call_id.is_none() || item.attempts > 0 {
+            match provider
+                .look_up(&self.ctx.outbound, call_id.as_deref(), &line.token)
+                .await
+            {
+                Ok(Some(found)) if found.is_over() => return self.learned(item, &found).await,
+                Ok(Some(found)) => call_id = Some(found.report.call_id),
+                Ok(None) if call_id.is_none() => {
+                    // Whoever was placing it has answered or given up by now: there is no call.
+                    let now = self.ctx.clock.now_ms();
+                    if item.decided_at.is_some_and(|at| now >= at + LEASE_MS) {
+                        self.ctx
+                            .store
+                            .transition(item, |item| item.not_placed(&self.owner, now))
+                            .await?;
+                        return Ok(());
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+                }
+            }
+        }
+        let Some(call_id) = call_id else {
+            return self.heard(item, Facts::default()).await;
+        };
+        let now = self.ctx.clock.now_ms();
+        let facts = match provider.end(&self.ctx.outbound, &call_id).await {
+            Ok(true) => {
+                Facts::call(Source::LookUp, &call_id).join(Facts::ended(Source::Inferred, now, HUNG_UP))
+            }
+            Ok(false) => Facts::call(Source::LookUp, &call_id),
+            Err(error) => {
+                tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be ended");
+                Facts::call(Source::LookUp, &call_id)
+            }
+        };
+        self.heard(item, facts).await
+    }
+
+    /// Writes what a look-up found: the whole of it if the call is over, for the verdict.
+    async fn learned(&self, item: Item, found: &Found) -> Result<(), TransitionError> {
+        let now = self.ctx.clock.now_ms();
+        let facts = match found.facts(now) {
+            // Who does not say since when it is up says nothing new of a call that is known to be up.
+            Ok(facts) if item.started_at().is_some() && found.report.started_at.is_none() => Facts {
+                started: None,
+                ..facts
+            },
+            Ok(facts) => facts,
+            Err(odd) => {
+                tracing::warn!(run = %item.run, index = item.index, %odd, "a call's look-up is not what the contract says");
+                return self.heard(item, Facts::default()).await;
+            }
+        };
+        if facts.ended.is_some() {
+            let body = serde_json::to_string(&found.report)
+                .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            let new = NewEvent {
+                event: Event::Ended,
+                source: Source::LookUp,
+                digest: ids::sha256_hex(body.as_bytes()),
+                facts: facts.clone(),
+                body,
+            };
+            self.ctx.store.keep_event(ItemKey::of(&item), &new).await?;
+        }
+        self.heard(item, facts).await
+    }
+
+    async fn heard(&self, item: Item, facts: Facts) -> Result<(), TransitionError> {
+        let now = self.ctx.clock.now_ms();
+        self.ctx
+            .store
+            .transition(item, |item| item.heard(&self.owner, facts.clone(), now))
+            .await?;
+        Ok(())
+    }
+
+    async fn failed(&self, item: Item, step: Step, error: &ProviderError) -> Result<(), TransitionError> {
+        let failure = Failure::new(&error.to_string(), Some(Fault::Provider));
+        self.broke_off(item, step, &failure, error.is_transient()).await
+    }
+
+    async fn broke_off(
+        &self,
+        item: Item,
+        step: Step,
+        failure: &Failure,
+        transient: bool,
+    ) -> Result<(), TransitionError> {
+        tracing::warn!(run = %item.run, index = item.index, transient, reason = failure.reason, "a call broke off");
+        if step.owed == Owed::HangUp {
+            return self.heard(item, Facts::default()).await;
+        }
+        let now = self.ctx.clock.now_ms();
+        self.ctx
+            .store
+            .transition(item, |item| match transient {
+                true => item.retry(&self.owner, failure, false, now),
+                false => item.fail(&self.owner, failure, now),
+            })
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! What was said in a conversation: in a chat as it was held, in a call as its provider reported it.
+
+use serde_json::Value;
+
+use crate::{
+    conversation::{self, Reply},
+    evaluation::TurnLatency,
+    lifecycle::Item,
+    provider::{CallReport, Event},
+    store::{ItemDetail, StoreError},
+};
+
+/// An item's conversation so far.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CallRecord {
+    /// What was said and done.
+    pub messages: Vec<Value>,
+    /// What was said, in lines.
+    pub transcript: String,
+    /// For each answer of the target, where they were measured.
+    pub latencies: Vec<TurnLatency>,
+    /// Where its recording is.
+    pub recording_url: Option<String>,
+    /// Where the call can be listened to while it is up.
+    pub listen_url: Option<String>,
+}
+
+impl CallRecord {
+    /// The conversation in what is kept of `item`.
+    ///
+    /// # Errors
+    /// When what is kept cannot be read.
+    pub fn of(item: &Item, detail: &ItemDetail) -> Result<Self, StoreError> {
+        if item.call.is_some() {
+            return Self::reported(detail);
+        }
+        let replies: Vec<Reply> = detail
+            .turns
+            .iter()
+            .map(|turn| parsed(turn))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            messages: conversation::messages(&replies),
+            transcript: conversation::transcript(&replies),
+            ..Self::default()
+        })
+    }
+
+    /// Of several reports of the end the one from the best source, and among equals the one with the greatest body, so
+    /// that everybody picks the same.
+    fn reported(detail: &ItemDetail) -> Result<Self, StoreError> {
+        // These may come with any report, also after the first one of the end.
+        let (mut listen_url, mut recording_url) = (None, None);
+        for (_, body) in &detail.events {
+            let report: CallReport = parsed(body)?;
+            listen_url = listen_url.max(report.listen_url);
+            recording_url = recording_url.max(report.recording_url);
+        }
+        let best = detail
+            .events
+            .iter()
+            .filter(|(head, _)| head.event == Event::Ended)
+            .max_by(|(a, x), (b, y)| a.source.cmp(&b.source).then_with(|| x.cmp(y)));
+        let report: CallReport = best
+            .map(|(_, body)| parsed(body))
+            .transpose()?
+            .unwrap_or_default();
+        let messages = report.messages.unwrap_or_default();
+        let transcript = report
+            .transcript
+            .filter(|transcript| !transcript.trim().is_empty())
+            .unwrap_or_else(|| lines(&messages));
+        Ok(Self {
+            messages,
+            transcript,
+            latencies: report.turn_latencies,
+            recording_url,
+            listen_url,
+        })
+    }
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// The text of a message, under either of its names.
+fn text(message: &Value) -> Option<&str> {
+    ["message", "content"]
+        .iter()
+        .find_map(|name| message.get(name).and_then(Value::as_str))
+        .filter(|text| !text.is_empty())
+}
+
+/// A transcript made of messages: one line for each utterance.
+fn lines(messages: &[Value]) -> String {
+    let line = |message: &Value| {
+        let speaker = match message.get("role").and_then(Value::as_str)? {
+            "user" => "User",
+            "bot" | "assistant" => "AI",
+            _ => return None,
+        };
+        Some(format!("{speaker}: {}", text(message)?))
+    };
+    messages.iter().filter_map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        lifecycle::{Facts, Source},
+        store::EventHead,
+    };
+
+    fn event(event: Event, source: Source, body: &Value) -> (EventHead, String) {
+        let head = EventHead {
+            event,
+            source,
+            run: None,
+            index: None,
+            facts: Facts::default(),
+        };
+        (head, body.to_string())
+    }
+
+    #[test]
+    fn the_best_report_of_the_end_counts() {
+        let report = |what: &str| json!({"callId": "c", "messages": [{"role": "bot", "message": what}]});
+        let mut detail = ItemDetail {
+            events: vec![
+                event(Event::Ended, Source::Report, &report("from the provider")),
+                event(Event::Ended, Source::LookUp, &report("zzz, looked up")),
+                event(Event::Started, Source::Report, &report("not the end")),
+            ],
+            ..ItemDetail::default()
+        };
+        for _ in 0..3 {
+            assert_eq!(
+                CallRecord::reported(&detail).unwrap().transcript,
+                "AI: from the provider"
+            );
+            detail.events.rotate_left(1);
+        }
+        assert_eq!(
+            CallRecord::reported(&ItemDetail::default()).unwrap(),
+            CallRecord::default()
+        );
+    }
+
+    #[test]
+    fn a_transcript_is_made_of_what_was_said() {
+        let messages = [
+            json!({"role": "system", "message": "secret"}),
+            json!({"role": "user", "message": "Hello"}),
+            json!({"role": "tool_calls", "toolCalls": []}),
+            json!({"role": "bot", "content": "Good morning"}),
+            json!({"role": "user", "message": ""}),
+        ];
+        assert_eq!(lines(&messages), "User: Hello\nAI: Good morning");
+    }
+}

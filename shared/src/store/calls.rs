@@ -1,0 +1,394 @@
+//! What voice items need besides their heads: endpoints by their id alone, call slots, waiting runs, a provider's events.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    Condition, DueKey, ItemKey, Range, Row, Store, StoreError, Write, WriteError, assemble, document,
+    hooks::hook_row,
+    items::{detail_pk, due_shard, item_row},
+    key, number, read, string, text, write,
+};
+use crate::{
+    lifecycle::{Facts, Hook, Item, Refused, Slots, Source},
+    provider::Event,
+};
+
+/// An event of a provider, or what a look-up found, to be kept.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// Which.
+    pub event: Event,
+    /// Who says so.
+    pub source: Source,
+    /// What names this delivery: a repeated one has the same.
+    pub digest: String,
+    /// What it says about the item.
+    pub facts: Facts,
+    /// The whole of it, as JSON.
+    pub body: String,
+}
+
+/// A kept event without its body: what `relay` folds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventHead {
+    /// Which.
+    pub event: Event,
+    /// Who says so.
+    pub source: Source,
+    /// The run of the item that it is about, if the event named the item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Uuid>,
+    /// The item's place in its run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    /// What it says about the item.
+    pub facts: Facts,
+}
+
+impl EventHead {
+    /// The item that it is about, if the event named it.
+    #[must_use]
+    pub fn item(&self) -> Option<ItemKey> {
+        Some(ItemKey {
+            run: self.run?,
+            index: self.index?,
+        })
+    }
+}
+
+/// Reads a kept event's head from a stream record's image.
+///
+/// # Errors
+/// When the image is not an event's.
+pub fn event_from_image(image: serde_dynamo::Item) -> Result<EventHead, StoreError> {
+    serde_dynamo::from_item(image).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+const EVENT: &str = "EVENT#";
+/// How long an event waits for its item, in seconds.
+const STRAY_SECONDS: i64 = 30 * 24 * 3600;
+
+/// The rows that keep an event: its head, and the parts of its body beyond the first, which are to be written before.
+pub(super) fn event_rows(
+    pk: &str,
+    at: Option<ItemKey>,
+    new: &NewEvent,
+) -> Result<(Row, Vec<Row>), StoreError> {
+    let sk = format!("{EVENT}{}", new.digest);
+    let (body, parts) = document(pk, &sk, &new.body);
+    let head = EventHead {
+        event: new.event,
+        source: new.source,
+        run: at.map(|at| at.run),
+        index: at.map(|at| at.index),
+        facts: new.facts.clone(),
+    };
+    let mut row = write(pk, &sk, &head)?;
+    row.extend(body);
+    Ok((row, parts))
+}
+
+/// The place where events of a call wait whose item is not known yet. A provider's names are its own.
+fn call_pk(endpoint: Uuid, call_id: &str) -> String {
+    format!("CALL#{endpoint}#{call_id}")
+}
+
+/// The row that says whose call it is.
+fn link_row(endpoint: Uuid, call_id: &str, at: ItemKey) -> Result<Row, StoreError> {
+    write(&call_pk(endpoint, call_id), "LINK", &at)
+}
+
+fn endpoint_key(endpoint: Uuid) -> (String, &'static str) {
+    (format!("ENDPOINT#{endpoint}"), "ENDPOINT")
+}
+
+/// The slots of an organization's calls.
+fn call_slots_pk(org: Uuid) -> String {
+    format!("ORG#{org}#slots")
+}
+
+/// The slots of a run that has a cap of its own.
+fn run_slots_pk(run: Uuid) -> String {
+    format!("RUN#{run}#slots")
+}
+
+fn slot_sk(slot: u32) -> String {
+    format!("SLOT#{slot:06}")
+}
+
+fn waiting_pk(org: Uuid) -> String {
+    format!("ORG#{org}#waiting")
+}
+
+/// The keys of the rows that are an item's slots.
+fn slot_keys(item: &Item) -> Vec<(String, String)> {
+    let Slots { calls, run } = &item.slots;
+    let calls = calls.iter().map(|&slot| (call_slots_pk(item.org), slot_sk(slot)));
+    let run = run.map(|slot| (run_slots_pk(item.run), slot_sk(slot)));
+    calls.chain(run).collect()
+}
+
+/// A run that has items without slots. It is owed a look, whoever else may have missed a slot that became free.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// The run.
+    pub run: Uuid,
+    /// No item before this one waits.
+    pub next: u32,
+    /// How many items it has.
+    pub total: u32,
+    /// Whether its items need call slots.
+    pub voice: bool,
+    /// How many of its items may be under way at a time, if it has a cap of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cap: Option<u32>,
+    /// From when on somebody has to look, in milliseconds since the Unix epoch.
+    pub due_at: i64,
+}
+
+pub(super) fn waiting_row(org: Uuid, waiting: &Waiting) -> Result<Row, StoreError> {
+    let mut row = write(&waiting_pk(org), &waiting.run.to_string(), waiting)?;
+    row.insert("dueShard".to_owned(), text(due_shard(waiting.run.as_u128())));
+    Ok(row)
+}
+
+impl DueKey {
+    /// The org, if the row is a run of it that has items without slots.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Uuid> {
+        self.pk
+            .strip_prefix("ORG#")?
+            .strip_suffix("#waiting")?
+            .parse()
+            .ok()
+    }
+}
+
+/// What else is written in the same transaction as an item's change: the slots that it gives back, so that nobody gives
+/// them back twice; whose call it is, once its name is known; and what is to be told of it.
+pub(super) fn consequences(before: &Item, after: &Item) -> Result<Vec<Write>, StoreError> {
+    let kept = slot_keys(after);
+    let mut writes: Vec<Write> = slot_keys(before)
+        .into_iter()
+        .filter(|slot| !kept.contains(slot))
+        .map(|(pk, sk)| Write::delete(&pk, &sk))
+        .collect();
+    if let (Some(call), Some(id)) = (&after.call, after.call_id())
+        && before.call_id() != Some(id)
+    {
+        writes.push(Write::plain(link_row(call.endpoint, id, ItemKey::of(after))?));
+    }
+    for hook in Hook::of(before, after, after.updated_at) {
+        writes.push(Write::plain(hook_row(&hook)?));
+    }
+    Ok(writes)
+}
+
+/// What became of an attempt to admit an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// It has its slots.
+    Yes,
+    /// It waits no longer.
+    Past,
+    /// Somebody else took one of the slots, or wrote the item: look again.
+    Lost,
+}
+
+impl Store {
+    /// Whether there is an endpoint with this id, in whatever organization.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn is_endpoint(&self, endpoint: Uuid) -> Result<bool, StoreError> {
+        let (pk, sk) = endpoint_key(endpoint);
+        Ok(self.get(&pk, sk).await?.is_some())
+    }
+
+    /// Makes an endpoint known by its id alone.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn put_endpoint(&self, endpoint: Uuid, org: Uuid) -> Result<(), StoreError> {
+        let (pk, sk) = endpoint_key(endpoint);
+        let mut row = key(&pk, sk);
+        row.insert("org".to_owned(), text(org.to_string()));
+        Ok(self.put(row, None).await?)
+    }
+
+    /// Forgets an endpoint's id.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn delete_endpoint(&self, endpoint: Uuid) -> Result<(), StoreError> {
+        let (pk, sk) = endpoint_key(endpoint);
+        self.delete(&pk, sk).await
+    }
+
+    /// Keeps an event about an item. `false` when it was kept before.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn keep_event(&self, at: ItemKey, new: &NewEvent) -> Result<bool, StoreError> {
+        let item = crate::ids::item_id(at.run, at.index);
+        self.keep_event_at(&detail_pk(item), Some(at), new, None).await
+    }
+
+    /// Keeps an event about a call whose item is not known at `now` (milliseconds since the Unix epoch). `false` when it was
+    /// kept before.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn keep_stray_event(
+        &self,
+        endpoint: Uuid,
+        call_id: &str,
+        new: &NewEvent,
+        now: i64,
+    ) -> Result<bool, StoreError> {
+        self.keep_event_at(&call_pk(endpoint, call_id), None, new, Some(now))
+            .await
+    }
+
+    async fn keep_event_at(
+        &self,
+        pk: &str,
+        at: Option<ItemKey>,
+        new: &NewEvent,
+        stray_since: Option<i64>,
+    ) -> Result<bool, StoreError> {
+        let (mut row, mut parts) = event_rows(pk, at, new)?;
+        if let Some(now) = stray_since {
+            // Should nobody ever learn whose call it is.
+            let expires = now / 1000 + STRAY_SECONDS;
+            for row in std::iter::once(&mut row).chain(&mut parts) {
+                row.insert("expiresAt".to_owned(), number(expires));
+            }
+        }
+        if !parts.is_empty() {
+            // Parts of an event that comes again would be named by nobody and stay.
+            if self.get(pk, string(&row, "sk")?).await?.is_some() {
+                return Ok(false);
+            }
+            self.batch_put(parts).await?;
+        }
+        match self.put(row, Some(Condition::Absent)).await {
+            Ok(()) => Ok(true),
+            Err(WriteError::Condition(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Which item a call belongs to, if that is known.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn linked_item(&self, endpoint: Uuid, call_id: &str) -> Result<Option<ItemKey>, StoreError> {
+        self.get(&call_pk(endpoint, call_id), "LINK")
+            .await?
+            .map(read)
+            .transpose()
+    }
+
+    /// The events that waited under a call's name.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn stray_events(&self, endpoint: Uuid, call_id: &str) -> Result<Vec<NewEvent>, StoreError> {
+        let rows = self
+            .query(&call_pk(endpoint, call_id), Range::Prefix(EVENT), true, None)
+            .await?;
+        let event = |(row, body): (Row, String)| {
+            let digest = string(&row, "sk")?.trim_start_matches(EVENT).to_owned();
+            let EventHead {
+                event, source, facts, ..
+            } = read(row)?;
+            Ok(NewEvent {
+                event,
+                source,
+                digest,
+                facts,
+                body,
+            })
+        };
+        assemble(rows)?.into_iter().map(event).collect()
+    }
+
+    /// The call slots of `org` that are held, ascending.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn held_call_slots(&self, org: Uuid) -> Result<Vec<u32>, StoreError> {
+        self.held_slots(&call_slots_pk(org)).await
+    }
+
+    /// The slots of a run with a cap of its own that are held, ascending.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn held_run_slots(&self, run: Uuid) -> Result<Vec<u32>, StoreError> {
+        self.held_slots(&run_slots_pk(run)).await
+    }
+
+    async fn held_slots(&self, pk: &str) -> Result<Vec<u32>, StoreError> {
+        let rows = self.query(pk, Range::Prefix("SLOT#"), true, None).await?;
+        rows.iter()
+            .map(|row| {
+                string(row, "sk")?
+                    .trim_start_matches("SLOT#")
+                    .parse()
+                    .map_err(|_| StoreError::Corrupt("a slot without a number".into()))
+            })
+            .collect()
+    }
+
+    /// The runs of `org` that have items without slots, oldest first.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn waiting_runs(&self, org: Uuid) -> Result<Vec<Waiting>, StoreError> {
+        let rows = self.query(&waiting_pk(org), Range::All, true, None).await?;
+        rows.into_iter().map(read).collect()
+    }
+
+    /// Writes how far a run's items are admitted, and when somebody has to look again.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn put_waiting(&self, org: Uuid, waiting: &Waiting) -> Result<(), StoreError> {
+        Ok(self.put(waiting_row(org, waiting)?, None).await?)
+    }
+
+    /// Says that no item of a run waits for slots any more.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn end_waiting(&self, org: Uuid, run: Uuid) -> Result<(), StoreError> {
+        self.delete(&waiting_pk(org), &run.to_string()).await
+    }
+
+    /// Gives an item its slots: all of them and the item's change, or nothing.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn admit(&self, item: &Item, slots: &Slots, now: i64) -> Result<Admitted, StoreError> {
+        let admitted = match item.admit(slots, now) {
+            Ok(admitted) => admitted,
+            Err(Refused::Past | Refused::Held | Refused::TooEarly) => return Ok(Admitted::Past),
+        };
+        let mut writes = vec![Write::put(item_row(&admitted)?, Condition::Version(item.version))];
+        for (pk, sk) in slot_keys(&admitted) {
+            let mut row = key(&pk, &sk);
+            row.insert("item".to_owned(), text(item.id().to_string()));
+            writes.push(Write::put(row, Condition::Absent));
+        }
+        match self.transact(writes).await {
+            Ok(()) => Ok(Admitted::Yes),
+            Err(WriteError::Condition(_)) => Ok(Admitted::Lost),
+            Err(WriteError::Other(error)) => Err(error),
+        }
+    }
+}
