@@ -11,13 +11,15 @@ use ringback_local::{
 };
 use ringback_shared::{
     config::{Config, ConfigError},
+    provider::Webhooks,
     store::{
-        RunHead, RunOwed,
+        EventHead, RunHead, RunOwed,
         schema::{self, DUE_INDEX},
     },
 };
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 /// What a function may ask AWS for, besides the lines that all of them log.
 const ACTIONS: &[(&str, &[&str])] = &[
@@ -30,12 +32,36 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "secretsmanager:CreateSecret",
+            "secretsmanager:DeleteSecret",
+            "secretsmanager:GetSecretValue",
+            "secretsmanager:PutSecretValue",
+        ],
+    ),
+    (
+        "call-started",
+        &[
+            "dynamodb:BatchWriteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "secretsmanager:GetSecretValue",
+        ],
+    ),
+    (
+        "call-ended",
+        &[
+            "dynamodb:BatchWriteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "secretsmanager:GetSecretValue",
         ],
     ),
     (
         "relay",
         &[
             "dynamodb:BatchGetItem",
+            "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
             "dynamodb:DescribeStream",
             "dynamodb:GetItem",
             "dynamodb:GetRecords",
@@ -50,9 +76,11 @@ const ACTIONS: &[(&str, &[&str])] = &[
         "start-item",
         &[
             "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "secretsmanager:GetSecretValue",
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
             "sqs:ReceiveMessage",
@@ -62,6 +90,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
         "evaluate",
         &[
             "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
@@ -71,9 +100,23 @@ const ACTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "deliver",
+        &[
+            "dynamodb:BatchWriteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "secretsmanager:GetSecretValue",
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:ReceiveMessage",
+        ],
+    ),
+    (
         "sweep",
         &[
             "dynamodb:BatchGetItem",
+            "dynamodb:DeleteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
@@ -85,7 +128,9 @@ const ACTIONS: &[(&str, &[&str])] = &[
 /// Which variables a function reads besides those that none starts without.
 const VARIABLES: &[(&str, &[&str])] = &[
     ("api", &["MAX_ITERATIONS"]),
-    ("relay", &[]),
+    ("call-started", &[]),
+    ("call-ended", &[]),
+    ("relay", &["CALL_SLOTS"]),
     (
         "start-item",
         &[
@@ -96,6 +141,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
             "ALLOW_PRIVATE_TARGETS",
             "MAX_TURNS",
             "MAX_CONVERSATION_SECONDS",
+            "MAX_CALL_SECONDS",
             "SLICE_SECONDS",
             "RECORD_CONCURRENCY",
         ],
@@ -111,11 +157,18 @@ const VARIABLES: &[(&str, &[&str])] = &[
             "RECORD_CONCURRENCY",
         ],
     ),
-    ("sweep", &[]),
+    ("deliver", &["ALLOW_PRIVATE_TARGETS", "RECORD_CONCURRENCY"]),
+    ("sweep", &["CALL_SLOTS"]),
 ];
 
 /// Fourteen days: the longest that SQS keeps a message.
 const LONGEST_RETENTION: u64 = 1_209_600;
+
+/// The longest that a hook may ask to be waited for, in seconds.
+const LONGEST_HOOK: u64 = 300;
+
+/// The most filters that a mapping may have.
+const MOST_FILTERS: usize = 5;
 
 // --- Reading it -------------------------------------------------------------------------------------------------------
 
@@ -250,6 +303,30 @@ impl Template {
             .into_iter()
             .find(|function| function.name == name)
             .unwrap()
+    }
+
+    /// What a function's role allows: which actions, on which resources.
+    fn grants(&self, function: &Function) -> Vec<(Vec<&str>, Vec<&Value>)> {
+        let role = self.resource(attribute(&function.properties["Role"], "Arn"));
+        role["Properties"]["Policies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|policy| policy["PolicyDocument"]["Statement"].as_array().unwrap())
+            .map(|statement| {
+                assert_eq!(statement["Effect"], "Allow", "{}", function.name);
+                let resources: Vec<&Value> = match &statement["Resource"] {
+                    Value::Array(list) => list.iter().collect(),
+                    one => vec![one],
+                };
+                (strings(&statement["Action"]), resources)
+            })
+            .collect()
+    }
+
+    /// A variable of all functions.
+    fn global(&self, variable: &str) -> &Value {
+        &self.0["Globals"]["Function"]["Environment"]["Variables"][variable]
     }
 
     /// A value with parameters and conditions replaced by what they are; what only a deployment knows stays as it is.
@@ -472,9 +549,15 @@ fn each_function_has_the_variables_that_it_reads_and_no_others() {
     }
     let declared: BTreeSet<String> = Config::VARIABLES.iter().map(ToString::to_string).collect();
     assert_eq!(set, declared);
-    // The address that runs link to is the one that the stack tells.
-    let url = &template.0["Globals"]["Function"]["Environment"]["Variables"]["PUBLIC_URL"];
-    assert_eq!(template.resolved(url), template.0["Outputs"]["ApiUrl"]["Value"]);
+    // The address that runs link to and that providers are given is the one that the stack tells.
+    let outputs = &template.0["Outputs"];
+    let own = template.resolved(template.global("PUBLIC_URL"));
+    assert_eq!(own, outputs["ApiUrl"]["Value"]);
+    let hooks = &outputs["HookBaseUrl"]["Value"];
+    let below = |base: &str| json!({ "Fn::Sub": format!("{base}/hooks") });
+    assert_eq!(template.resolved(hooks), below(own["Fn::Sub"].as_str().unwrap()));
+    assert_eq!(hooks["Fn::If"][0], "HasPublicUrl");
+    assert_eq!(hooks["Fn::If"][1], below("${PublicUrl}"));
 }
 
 /// The variables without which no function starts.
@@ -492,6 +575,19 @@ fn required() -> BTreeSet<&'static str> {
 #[test]
 fn each_function_may_do_what_it_does_and_no_more() {
     let template = Template::read();
+    // The secrets of this stack: they are made while it runs, so only their names' beginning is known.
+    let prefix = template.global("SECRETS_PREFIX")["Fn::Sub"].as_str().unwrap();
+    assert!(prefix.ends_with("/${AWS::StackName}"), "{prefix}");
+    let account = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}";
+    // Endpoints' secrets and organizations' are read by different functions; the API makes both.
+    let secrets = |function: &str| {
+        let part = match function {
+            "api" => "",
+            "deliver" => "org/",
+            _ => "endpoint/",
+        };
+        json!({ "Fn::Sub": format!("{account}:secret:{prefix}/{part}*") })
+    };
     let mut used = BTreeSet::new();
     for function in template.functions() {
         let name = &function.name;
@@ -503,26 +599,30 @@ fn each_function_may_do_what_it_does_and_no_more() {
         let properties = &template.resource(role)["Properties"];
         assert!(properties["ManagedPolicyArns"].is_null(), "{name}");
         let mut may = BTreeSet::new();
-        for policy in properties["Policies"].as_array().unwrap() {
-            for statement in policy["PolicyDocument"]["Statement"].as_array().unwrap() {
-                assert_eq!(statement["Effect"], "Allow", "{name}");
-                let actions = strings(&statement["Action"]);
-                let resources = match &statement["Resource"] {
-                    Value::Array(list) => list.clone(),
-                    one => vec![one.clone()],
-                };
-                for resource in &resources {
-                    let text = resource.to_string();
-                    let allowed: &[&str] = match actions[0].split_once(':').unwrap().0 {
-                        "logs" => &["Logs"],
-                        "sqs" => &["RunItems", "Evaluations", "RelayDeadLetters"],
-                        _ => &["Table"],
-                    };
-                    assert!(allowed.iter().any(|part| text.contains(part)), "{name}: {text}");
-                    assert!(!text.contains('*'), "{name}: {text}");
+        for (actions, resources) in template.grants(&function) {
+            let service = actions[0].split_once(':').unwrap().0;
+            assert!(
+                actions
+                    .iter()
+                    .all(|action| action.split(':').next() == Some(service)),
+                "{name}: {actions:?}"
+            );
+            let allowed: &[&str] = match service {
+                "logs" => &["Logs"],
+                "sqs" => &["RunItems", "Evaluations", "Deliveries", "RelayDeadLetters"],
+                "secretsmanager" => &[],
+                _ => &["Table"],
+            };
+            for resource in resources {
+                if service == "secretsmanager" {
+                    assert_eq!(*resource, secrets(name), "{name}");
+                    continue;
                 }
-                may.extend(actions);
+                let text = resource.to_string();
+                assert!(allowed.iter().any(|part| text.contains(part)), "{name}: {text}");
+                assert!(!text.contains('*'), "{name}: {text}");
             }
+            may.extend(actions);
         }
         let logs = ["logs:CreateLogStream", "logs:PutLogEvents"];
         let wanted: BTreeSet<&str> = listed(ACTIONS, name).iter().copied().chain(logs).collect();
@@ -544,25 +644,67 @@ fn each_function_may_do_what_it_does_and_no_more() {
 }
 
 #[test]
-fn the_api_takes_every_request() {
+fn webhooks_lead_to_their_functions_and_every_other_request_to_the_api() {
     let template = Template::read();
-    let [(_, route)] = Vec::from_iter(template.resources("AWS::ApiGatewayV2::Route"))[..] else {
-        panic!("the function does the routing");
-    };
-    assert_eq!(route["RouteKey"], "$default");
-    assert_eq!(
-        route["Target"],
-        json!({ "Fn::Sub": "integrations/${HttpApiIntegration}" })
-    );
-    let integration = &template.resource("HttpApiIntegration")["Properties"];
-    assert_eq!(integration["PayloadFormatVersion"], "2.0");
-    let api = template.function("api");
-    assert_eq!(attribute(&integration["IntegrationUri"], "Arn"), api.id);
-    assert_eq!(
-        template.resource("HttpApiPermission")["Properties"]["FunctionName"],
-        json!({ "Ref": api.id })
-    );
-    assert!(api.number("Timeout") * 1000 < integration["TimeoutInMillis"].as_u64().unwrap());
+    let functions = template.functions();
+    let permissions: BTreeMap<&str, &Value> = template
+        .resources("AWS::Lambda::Permission")
+        .into_values()
+        .map(|permission| (permission["FunctionName"]["Ref"].as_str().unwrap(), permission))
+        .collect();
+    let mut routes = BTreeMap::new();
+    for (id, route) in template.resources("AWS::ApiGatewayV2::Route") {
+        let integration = route["Target"]["Fn::Sub"]
+            .as_str()
+            .and_then(|target| target.strip_prefix("integrations/${")?.strip_suffix('}'))
+            .unwrap();
+        let integration = &template.resource(integration)["Properties"];
+        assert_eq!(integration["PayloadFormatVersion"], "2.0", "{id}");
+        let function = functions
+            .iter()
+            .find(|function| function.id == attribute(&integration["IntegrationUri"], "Arn"))
+            .unwrap();
+        assert!(
+            function.number("Timeout") * 1000 < integration["TimeoutInMillis"].as_u64().unwrap(),
+            "{id}"
+        );
+        let permission = permissions[function.id.as_str()];
+        assert_eq!(permission["Principal"], "apigateway.amazonaws.com", "{id}");
+        let source = permission["SourceArn"]["Fn::Sub"].as_str().unwrap();
+        assert!(source.ends_with(":${HttpApi}/*"), "{id}: {source}");
+        for of in [&route["ApiId"], &integration["ApiId"]] {
+            assert_eq!(*of, json!({ "Ref": "HttpApi" }), "{id}");
+        }
+        routes.insert(
+            route["RouteKey"].as_str().unwrap().to_owned(),
+            function.name.as_str(),
+        );
+    }
+    // Nobody else may be called from outside.
+    assert_eq!(permissions.len(), routes.len());
+
+    // The URLs that providers are given.
+    let endpoint = Uuid::nil();
+    let webhooks = Webhooks::of("", endpoint);
+    let key = |url: &str| format!("POST {}", url.replace(&endpoint.to_string(), "{endpointId}"));
+    let wanted = BTreeMap::from([
+        ("$default".to_owned(), "api"),
+        (key(&webhooks.call_started), "call-started"),
+        (key(&webhooks.call_ended), "call-ended"),
+    ]);
+    assert_eq!(routes, wanted);
+
+    // Anybody can send a webhook. It is kept and nothing more: what follows from it is relay's.
+    for name in ["call-started", "call-ended"] {
+        let function = template.function(name);
+        for (actions, _) in template.grants(&function) {
+            assert!(
+                actions.iter().all(|action| !action.starts_with("sqs:")),
+                "{name}: {actions:?}"
+            );
+        }
+        assert!(!function.variables().contains_key("OPENAI_API_KEY"), "{name}");
+    }
 }
 
 // --- Queues and the stream --------------------------------------------------------------------------------------------
@@ -627,7 +769,37 @@ fn a_message_comes_back_after_its_worker_and_in_the_end_to_a_dead_letter_queue()
 }
 
 #[test]
-fn workers_outlive_the_longest_model_call() {
+fn who_sends_may_use_every_queue_and_a_worker_only_its_own() {
+    let template = Template::read();
+    let fed: BTreeSet<&str> = template
+        .resources("AWS::SQS::Queue")
+        .into_iter()
+        .filter(|(_, queue)| !queue["RedrivePolicy"].is_null())
+        .map(|(id, _)| id)
+        .collect();
+    for function in template.functions() {
+        let name = &function.name;
+        let (mut sends, mut receives) = (BTreeSet::new(), BTreeSet::new());
+        for (actions, resources) in template.grants(&function) {
+            let queues = resources.into_iter().map(|queue| attribute(queue, "Arn"));
+            if actions.contains(&"sqs:SendMessage") {
+                sends.extend(queues);
+            } else if actions.contains(&"sqs:ReceiveMessage") {
+                receives.extend(queues);
+            }
+        }
+        assert!(sends.is_empty() || sends.is_superset(&fed), "{name}: {sends:?}");
+        let own: BTreeSet<&str> = function
+            .events("SQS")
+            .into_iter()
+            .map(|mapping| attribute(&mapping["Queue"], "Arn"))
+            .collect();
+        assert_eq!(receives, own, "{name}");
+    }
+}
+
+#[test]
+fn workers_outlive_the_longest_model_call_and_the_longest_hook() {
     let template = Template::read();
     let longest = template.0["Parameters"]["ModelTimeoutSeconds"]["MaxValue"]
         .as_u64()
@@ -644,6 +816,7 @@ fn workers_outlive_the_longest_model_call() {
             assert!(function.number("Timeout") > longest + 15, "{}", function.name);
         }
     }
+    assert!(template.function("deliver").number("Timeout") > LONGEST_HOOK + 15);
 }
 
 #[test]
@@ -669,7 +842,7 @@ fn the_stream_is_fed_to_relay_as_locally() {
 }
 
 #[test]
-fn the_stream_is_filtered_to_the_heads_of_items_and_runs() {
+fn the_stream_is_filtered_to_what_relay_acts_on() {
     let template = Template::read();
     let relay = template.function("relay");
     let filters: Vec<Value> = relay.events("DynamoDB")[0]["FilterCriteria"]["Filters"]
@@ -678,9 +851,20 @@ fn the_stream_is_filtered_to_the_heads_of_items_and_runs() {
         .iter()
         .map(|filter| serde_json::from_str(filter["Pattern"].as_str().unwrap()).unwrap())
         .collect();
+    assert!(filters.len() <= MOST_FILTERS);
     let passes = |record: &Value| filters.iter().any(|pattern| matches(pattern, Some(record)));
+    let local = StreamMapping::new("relay", "table");
 
-    let heads = [
+    let stray = json!({
+        "event": "ended",
+        "source": "report",
+        "facts": { "ended": { "source": "report", "value": { "at": 1, "reason": "hang-up" } } },
+    });
+    let mut known = stray.clone();
+    known["run"] = json!("01900000-0000-7000-8000-000000000001");
+    known["index"] = json!(7);
+    let hook = |event: &str, owed: &str| json!({ "event": event, "owed": owed, "version": 1 });
+    let rows = [
         row("RUN#0190-a#0", "ITEM#00000007", &json!({ "owed": "start" })),
         row("RUN#0190-a#3", "ITEM#00000399", &json!({ "owed": "nothing" })),
         run_head(RunOwed::Expand),
@@ -688,11 +872,21 @@ fn the_stream_is_filtered_to_the_heads_of_items_and_runs() {
         // relay has to see that nothing is left to expand.
         run_head(RunOwed::Recount),
         run_head(RunOwed::Nothing),
+        event_head("ITEM#0190-b", &known),
+        event_head("CALL#0190-c#call-1", &stray),
+        row(
+            "CALL#0190-c#call-1",
+            "LINK",
+            &json!({ "run": "0190-a", "index": 7 }),
+        ),
+        row("ITEM#0190-b", "HOOK#started", &hook("started", "deliver")),
+        row("ITEM#0190-b", "HOOK#ended", &hook("ended", "nothing")),
     ];
-    for head in &heads {
-        assert!(passes(&record("INSERT", None, Some(head))), "{head}");
-        assert!(passes(&record("MODIFY", Some(head), Some(head))), "{head}");
-        assert!(!passes(&record("REMOVE", Some(head), None)), "{head}");
+    for row in &rows {
+        assert!(passes(&record("INSERT", None, Some(row))), "{row}");
+        assert!(passes(&record("MODIFY", Some(row), Some(row))), "{row}");
+        assert!(!passes(&record("REMOVE", Some(row), None)), "{row}");
+        assert!(!row["sk"]["S"].as_str().unwrap().starts_with(local.skip), "{row}");
     }
 
     let document = json!({ "body": "{\"owed\":\"start\"}", "parts": "0190" });
@@ -702,16 +896,25 @@ fn the_stream_is_filtered_to_the_heads_of_items_and_runs() {
         ("ITEM#0190-b", "EXTRACT#000000"),
         ("ITEM#0190-b", "RESULT"),
         ("ITEM#0190-b", "RESULT~0190~001"),
+        ("ITEM#0190-b", "EVENT#e3b0c442~0190~000"),
+        ("CALL#0190-c#call-1", "EVENT#e3b0c442~0190~000"),
         ("RUN#0190-a", "BODY"),
         ("RUN#0190-a", "BODY~0190~000"),
         ("RUN#0190-a", "TARGET"),
         ("RUN#0190-a", "SNAP#000000"),
         ("RUN#0190-a", "SNAP#000000~0190~000"),
         ("RUN#0190-a#0", "TALLY"),
+        ("ORG#0190-c#slots", "SLOT#000001"),
+        ("ORG#0190-c#waiting", "0190-a"),
         ("ORG#0190-c", "ORG"),
         ("ORG#0190-c#idempotency", "e3b0c442"),
         ("KEY#e3b0c442", "KEY"),
+        ("ENDPOINT#0190-f", "ENDPOINT"),
         ("QUARANTINE#2026-11-22", "0190-d"),
+        // Webhooks are named by whoever sends them.
+        ("QUARANTINE#2026-11-22", "ITEM#00000007"),
+        ("QUARANTINE#2026-11-22", "EVENT#e3b0c442"),
+        ("QUARANTINE#2026-11-22", "LINK"),
     ]
     .into_iter()
     .map(|(pk, sk)| row(pk, sk, &document))
@@ -722,6 +925,7 @@ fn the_stream_is_filtered_to_the_heads_of_items_and_runs() {
         "personality",
         "scenario",
         "simulation",
+        "endpoint",
     ] {
         others.push(row(&format!("ORG#0190-c#{kind}"), "0190-e", &document));
     }
@@ -744,20 +948,37 @@ fn run_head(owed: RunOwed) -> Value {
     row(&format!("ORG#{id}#run"), id, &serde_json::to_value(head).unwrap())
 }
 
+/// An event of a provider as it is stored.
+fn event_head(pk: &str, event: &Value) -> Value {
+    let head: EventHead = serde_json::from_value(event.clone()).unwrap();
+    row(pk, "EVENT#e3b0c442", &serde_json::to_value(head).unwrap())
+}
+
 /// A row as a stream record shows it.
 fn row(pk: &str, sk: &str, attributes: &Value) -> Value {
     let mut image = Map::new();
     image.insert("pk".to_owned(), json!({ "S": pk }));
     image.insert("sk".to_owned(), json!({ "S": sk }));
     for (name, value) in attributes.as_object().unwrap() {
-        let value = match value {
-            Value::String(text) => json!({ "S": text }),
-            Value::Number(number) => json!({ "N": number.to_string() }),
-            other => panic!("{other}"),
-        };
-        image.insert(name.clone(), value);
+        image.insert(name.clone(), stored(value));
     }
     Value::Object(image)
+}
+
+/// A value as the table keeps it.
+fn stored(value: &Value) -> Value {
+    match value {
+        Value::String(text) => json!({ "S": text }),
+        Value::Number(number) => json!({ "N": number.to_string() }),
+        Value::Object(fields) => {
+            let fields: Map<String, Value> = fields
+                .iter()
+                .map(|(name, value)| (name.clone(), stored(value)))
+                .collect();
+            json!({ "M": fields })
+        }
+        other => panic!("{other}"),
+    }
 }
 
 fn record(event: &str, old: Option<&Value>, new: Option<&Value>) -> Value {
