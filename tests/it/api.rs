@@ -188,6 +188,18 @@ async fn what_cannot_be_right_is_refused_with_every_fault_named() {
         ),
         (
             SCENARIO,
+            json!({"name": "x", "instructions": "x", "evaluations": [], "hooks": [
+                {"on": "call.ended", "do": vec![json!({"type": "webhook"}); 51]},
+            ]}),
+            "hooks must not have more than 50 actions",
+        ),
+        (
+            SCENARIO,
+            json!({"name": "x", "instructions": "x", "evaluations": [], "hooks": [{"on": "call.paused", "do": []}]}),
+            "hooks",
+        ),
+        (
+            SCENARIO,
             with(json!({"structuredOutput": output, "comparator": ">", "value": true})),
             "comparator must be = or !=",
         ),
@@ -525,4 +537,74 @@ async fn a_request_that_is_sent_again_makes_one_run() {
     assert_eq!((status, again), (201, created));
     assert_eq!(list(&server.api.get(RUNS).await).len(), 3);
     assert_eq!(stand_in.count(), calls * 3);
+}
+
+/// The ids of the secrets in an answer, of which `shown` show their text.
+#[track_caller]
+fn secrets(answer: &Value, shown: usize) -> Vec<String> {
+    let secrets = answer["secrets"].as_array().unwrap();
+    let texts = secrets.iter().filter_map(|secret| secret["secret"].as_str());
+    assert_eq!(
+        texts.filter(|text| text.starts_with("whsec_")).count(),
+        shown,
+        "{answer}"
+    );
+    secrets
+        .iter()
+        .map(|secret| text(&secret["id"]).to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_added_and_deleted_but_never_the_last() {
+    let (local, api) = local(&StandIn::start().await).await;
+    let provider = json!({ "url": "https://calls.example.com/v1", "apiKey": "the-key" });
+    let endpoint = api.post("/endpoint", &provider).await;
+    secrets(&endpoint, 1);
+    let endpoint = format!("/endpoint/{}", text(&endpoint["id"]));
+    let shown = api.get(&endpoint).await;
+    secrets(&shown, 0);
+    assert_eq!(shown["hasApiKey"], true);
+    assert!(!shown.to_string().contains("the-key"));
+
+    // Receivers need the secrets of outgoing hooks, so all of them are shown.
+    let first = secrets(&api.get("/hook/secret").await, 1);
+    assert_eq!(secrets(&api.get("/hook/secret").await, 1), first, "made once");
+    let of_endpoint = format!("{endpoint}/secret");
+    let (hooks, of_endpoint) = ("/hook/secret", of_endpoint.as_str());
+    for (path, read, all) in [(hooks, hooks, true), (of_endpoint, endpoint.as_str(), false)] {
+        let shows = |count: usize, new: usize| if all { count } else { new };
+        for count in 2..=5 {
+            let added = api.post(path, &json!({})).await;
+            assert_eq!(secrets(&added, shows(count, 1)).len(), count);
+        }
+        let many = api.call(Method::POST, path, None).await;
+        assert_refused(&many, 400, "at most 5 secrets");
+        let ids = secrets(&api.get(read).await, shows(5, 0));
+        let (last, others) = ids.split_last().unwrap();
+        for (n, id) in others.iter().enumerate() {
+            let left = api.delete(&format!("{path}/{id}")).await;
+            assert_eq!(secrets(&left, shows(4 - n, 0)), ids[n + 1..]);
+        }
+        let gone = api
+            .call(Method::DELETE, &format!("{path}/{}", others[0]), None)
+            .await;
+        assert_refused(&gone, 404, "not found");
+        let only = api.call(Method::DELETE, &format!("{path}/{last}"), None).await;
+        assert_refused(&only, 400, "the only secret");
+    }
+
+    // Of those who change the same, none undoes what another did.
+    let adding = (0..3).map(|_| api.call(Method::POST, "/hook/secret", None));
+    let added = join_all(adding)
+        .await
+        .iter()
+        .filter(|(status, _)| *status == 201)
+        .count();
+    assert!(added > 0);
+    secrets(&api.get("/hook/secret").await, 1 + added);
+
+    assert_eq!(api.delete(&endpoint).await["url"], provider["url"]);
+    assert_refused(&api.call(Method::GET, &endpoint, None).await, 404, "not found");
+    local.shutdown().await;
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::Path, process::Command};
 
 use reqwest::Method;
+use serde_json::{Value, json};
 
 use crate::{
     server::{local, program},
@@ -52,7 +53,10 @@ async fn every_route_of_the_readme_is_served_and_no_other_method() {
         let methods: Vec<&str> = row[1].split('·').collect();
         assert_eq!(paths.len(), methods.len(), "{row:?}");
         for (path, methods) in paths.iter().zip(methods) {
-            let path = path.replace("{id}", "none").replace("{itemId}", "none");
+            let names = ["{id}", "{itemId}", "{secretId}"];
+            let path = names
+                .iter()
+                .fold(path.clone(), |path, name| path.replace(name, "none"));
             for method in &all {
                 let documented = methods.contains(method.as_str());
                 let (status, body) = api.call(method.clone(), &path, None).await;
@@ -97,6 +101,35 @@ fn every_option_of_serve_is_in_the_readme_and_the_other_way_round() {
 }
 
 #[test]
+fn every_command_for_endpoints_is_in_the_readme_and_the_other_way_round() {
+    let help = Command::new(program())
+        .args(["endpoint", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let served: BTreeSet<&str> = commands
+        .take_while(|line| !line.is_empty())
+        // A text that is too long for a line goes on below, further in.
+        .filter_map(|line| line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    let documented: BTreeSet<String> = table(&paper("README.md"), "command")
+        .iter()
+        .filter_map(|row| Some(code(&row[0]).first()?.split(' ').nth(1)?.to_owned()))
+        .collect();
+    let served: BTreeSet<String> = served.into_iter().map(str::to_owned).collect();
+    assert_eq!(documented, served);
+    for variable in ["RINGBACK_URL", "RINGBACK_API_KEY", "RINGBACK_PROVIDER_KEY"] {
+        assert!(
+            help.contains(variable) && paper("README.md").contains(variable),
+            "{variable}"
+        );
+    }
+}
+
+#[test]
 fn the_architecture_names_every_function_and_every_module() {
     let architecture = paper("ARCHITECTURE.md");
     let folders = |path: &str| -> Vec<String> {
@@ -123,4 +156,49 @@ fn the_architecture_names_every_function_and_every_module() {
             "shared's module {module}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_for_endpoints_do_what_they_say() {
+    let (local, api) = local(&StandIn::start().await).await;
+    let run = |args: &[&str]| {
+        let mut command = Command::new(program());
+        command
+            .arg("endpoint")
+            .args(args)
+            .args(["--server", &api.base])
+            .env("RINGBACK_API_KEY", api.key.as_deref().unwrap())
+            .env("RINGBACK_PROVIDER_KEY", "the-providers-key");
+        async move {
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+                .await
+                .unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            (output.status.success(), shown, stderr)
+        }
+    };
+    let url = "https://calls.example.com/v1";
+    let (done, made, _) = run(&["create", "--url", url, "--name", "Bridge"]).await;
+    assert!(done, "{made}");
+    assert_eq!(
+        (made["url"].as_str(), &made["name"], &made["hasApiKey"]),
+        (Some(url), &json!("Bridge"), &json!(true))
+    );
+    assert!(!made.to_string().contains("the-providers-key"));
+    let id = made["id"].as_str().unwrap();
+    let (_, listed, _) = run(&["list"]).await;
+    assert_eq!(
+        (listed.as_array().unwrap().len(), &listed[0]["id"]),
+        (1, &made["id"])
+    );
+    let (_, two, _) = run(&["add-secret", id]).await;
+    assert_eq!(two["secrets"].as_array().unwrap().len(), 2);
+    let old = made["secrets"][0]["id"].as_str().unwrap();
+    let (_, one, _) = run(&["delete-secret", id, old]).await;
+    assert_eq!(one["secrets"][0]["id"], two["secrets"][1]["id"]);
+    assert!(run(&["delete", id]).await.0);
+    let (done, _, said) = run(&["delete", id]).await;
+    assert!(!done && said.contains(id), "{said}");
+    local.shutdown().await;
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::LazyLock, time::Duration};
 use serde_json::{Value, json};
 
 use crate::{
+    provider::ProviderStandIn,
     server::{Api, until},
     stand_in::StandIn,
 };
@@ -126,6 +127,29 @@ pub(crate) fn simple_run(stand_in: &StandIn, sim: &str, turns: usize, iterations
         target,
         iterations,
     )
+}
+
+/// The key that endpoints of these tests have.
+pub(crate) const PROVIDER_KEY: &str = "pk_test";
+
+/// Makes a provider known; it signs with the endpoint's secret from now on.
+pub(crate) async fn endpoint(api: &Api, provider: &ProviderStandIn) -> Value {
+    let body = json!({"name": "Phone", "url": provider.url(), "apiKey": PROVIDER_KEY});
+    let endpoint = api.post("/endpoint", &body).await;
+    provider.set_secret(text(&endpoint["secrets"][0]["secret"]));
+    endpoint
+}
+
+/// The same run, by calls that an endpoint carries.
+pub(crate) fn by_voice(mut run: Value, endpoint: &Value) -> Value {
+    run["transport"] = json!({"provider": "vapi.websocket", "endpointId": endpoint["id"]});
+    run
+}
+
+/// The path of the `n`-th item of a run that was just created.
+pub(crate) fn item_path(created: &Value, n: usize) -> String {
+    let item = &created["simulationRunItemIds"][n];
+    format!("{RUNS}/{}/item/{}", text(&created["id"]), text(item))
 }
 
 /// Waits until the run has ended; gives it as it is then.

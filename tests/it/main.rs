@@ -8,15 +8,19 @@
 )]
 
 mod api;
+mod calls;
 mod cancel;
 mod chat;
 mod crash;
 mod docs;
 mod fixtures;
+mod hooks;
 mod hostile;
 mod large;
 mod models;
+mod provider;
 mod server;
 mod stand_in;
 mod store;
 mod template;
+mod voice;

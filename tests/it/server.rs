@@ -102,7 +102,12 @@ impl Api {
 
 /// The stack in this process, in memory.
 pub(crate) async fn local(stand_in: &StandIn) -> (Local, Api) {
-    let options = Options {
+    local_with(stand_in, |_| {}).await
+}
+
+/// The stack in this process, in memory, started in another way than usual.
+pub(crate) async fn local_with(stand_in: &StandIn, change: impl FnOnce(&mut Options)) -> (Local, Api) {
+    let mut options = Options {
         allow_private_targets: true,
         model: Model {
             base_url: Some(stand_in.url()),
@@ -111,6 +116,7 @@ pub(crate) async fn local(stand_in: &StandIn) -> (Local, Api) {
         api_key: Some(KEY.to_owned()),
         ..Options::default()
     };
+    change(&mut options);
     let local = Local::start(options).await.unwrap();
     let api = Api::new(local.base_url(), KEY);
     (local, api)
@@ -161,21 +167,32 @@ pub(crate) struct Server {
     child: Child,
     models: String,
     args: Vec<String>,
+    settings: Vec<(String, String)>,
     starts: usize,
 }
 
 impl Server {
     pub(crate) async fn start(stand_in: &StandIn, args: &[&str]) -> Self {
+        Self::start_with(stand_in, args, &[]).await
+    }
+
+    /// With settings in its environment, such as `CALL_SLOTS`.
+    pub(crate) async fn start_with(stand_in: &StandIn, args: &[&str], settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
+        let settings = settings
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = settings.collect::<Vec<_>>();
         let models = stand_in.url();
-        let (child, base) = spawn(folder.path(), &models, &args, 0).await;
+        let (child, base) = spawn(folder.path(), &models, &args, &settings, 0).await;
         Self {
             api: Api::new(&base, KEY),
             folder,
             child,
             models,
             args,
+            settings,
             starts: 1,
         }
     }
@@ -188,7 +205,8 @@ impl Server {
 
     /// Starts it again on the same folder, at another address.
     pub(crate) async fn restart(&mut self) {
-        let (child, base) = spawn(self.folder.path(), &self.models, &self.args, self.starts).await;
+        let folder = self.folder.path();
+        let (child, base) = spawn(folder, &self.models, &self.args, &self.settings, self.starts).await;
         self.child = child;
         self.starts += 1;
         self.api = Api::new(&base, KEY);
@@ -215,7 +233,13 @@ fn log(folder: &Path, start: usize) -> PathBuf {
     folder.join(format!("log-{start}"))
 }
 
-async fn spawn(folder: &Path, models: &str, args: &[String], start: usize) -> (Child, String) {
+async fn spawn(
+    folder: &Path,
+    models: &str,
+    args: &[String],
+    settings: &[(String, String)],
+    start: usize,
+) -> (Child, String) {
     let program = tokio::task::spawn_blocking(program).await.unwrap();
     let log = log(folder, start);
     let mut child = Command::new(program)
@@ -233,6 +257,7 @@ async fn spawn(folder: &Path, models: &str, args: &[String], start: usize) -> (C
         .env("OPENAI_API_KEY", "sk-test")
         .env("RUST_LOG", "warn,dynoxide=error")
         .env_remove("RINGBACK_MODEL")
+        .envs(settings.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(&log).unwrap())
