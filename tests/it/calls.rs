@@ -3,20 +3,29 @@
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use aws_lambda_events::apigw::ApiGatewayV2httpRequest;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::join_all;
 use proptest::prelude::*;
+use reqwest::Method;
 use ringback_shared::{
     admission,
-    clock::Deadline,
+    clock::{Clock, Deadline, iso},
     context::Context,
     lifecycle::{Call, Facts, Failure, Fault, HookEvent, Item, Lease, Owed, Slots, Source, State},
     progress,
     provider::{CallReport, Event},
+    receive,
+    secrets::EndpointSecrets,
     store::{HookKey, ItemKey, NewEvent, NewRun},
+    webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, TOLERANCE_MS, sign},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -363,6 +372,104 @@ async fn what_is_to_be_told_is_written_with_what_it_tells_of() {
         None,
         "it never left the queue"
     );
+    emulator.shutdown().await;
+}
+
+/// A clock that stands still.
+#[derive(Debug)]
+struct Still(i64);
+
+impl Clock for Still {
+    fn now_ms(&self) -> i64 {
+        self.0
+    }
+}
+
+/// A webhook as API Gateway hands it over.
+fn delivery(
+    endpoint: Uuid,
+    secret: &Secret,
+    at: i64,
+    body: &[u8],
+    in_base64: bool,
+) -> ApiGatewayV2httpRequest {
+    let mut request = ApiGatewayV2httpRequest::default();
+    request.raw_path = Some(format!("/hooks/{endpoint}/call-ended"));
+    request.request_context.http.method = Method::POST;
+    let seconds = at / 1000;
+    for (name, value) in [
+        (ID_HEADER, "msg_1".to_owned()),
+        (TIMESTAMP_HEADER, seconds.to_string()),
+        (SIGNATURE_HEADER, sign(secret, "msg_1", seconds, body)),
+    ] {
+        request.headers.insert(name, value.parse().unwrap());
+    }
+    request.is_base64_encoded = in_base64;
+    request.body = Some(if in_base64 {
+        STANDARD.encode(body)
+    } else {
+        String::from_utf8(body.to_vec()).unwrap()
+    });
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_is_verified_over_its_raw_bytes_at_the_time_of_the_clock() {
+    let (emulator, mut ctx) = stack().await;
+    ctx.clock = Arc::new(Still(NOW));
+    let ctx = ctx;
+    let made = EndpointSecrets::generate(None, Uuid::nil(), NOW).unwrap();
+    ctx.secrets.put_endpoint(ENDPOINT, &made).await.unwrap();
+    ctx.store.put_endpoint(ENDPOINT, new_run(1, 1).org).await.unwrap();
+    let secret = made.secrets().unwrap().remove(0);
+    let take = |at: i64, body: &[u8], in_base64: bool| {
+        let request = delivery(ENDPOINT, &secret, at, body, in_base64);
+        let ctx = &ctx;
+        async move { receive::handle(ctx, Event::Ended, request).await.status_code }
+    };
+    let good = br#"{"callId": "call", "endedReason": "Schlu\u00df \u2713"}"#;
+    assert_eq!(take(NOW, good, true).await, 200, "base64 is undone once");
+    assert_eq!(take(NOW, good, false).await, 200, "and it is the same event");
+    assert_eq!(ctx.store.stray_events(ENDPOINT, "call").await.unwrap().len(), 1);
+    for (ms, status) in [
+        // The header has whole seconds.
+        (-TOLERANCE_MS + 1000, 200),
+        (TOLERANCE_MS, 200),
+        (-TOLERANCE_MS - 1000, 401),
+        (TOLERANCE_MS + 1000, 401),
+    ] {
+        assert_eq!(take(NOW + ms, good, true).await, status, "{ms} ms from the clock");
+    }
+    // What is signed and cannot be read is kept, however large it is, and its reason repeats nothing of it.
+    let long = format!(
+        r#"{{"callId": "call", "messages": "{}"}}"#,
+        "secret words ".repeat(40_000)
+    );
+    for body in [
+        &b"\xff\xfe"[..],
+        b"{",
+        b"[]",
+        br#"{"callId": "call", "type": "call.paused"}"#,
+        long.as_bytes(),
+    ] {
+        assert_eq!(take(NOW, body, true).await, 400);
+    }
+    let kept = ctx.store.quarantined(&iso(NOW)[..10]).await.unwrap();
+    assert_eq!(kept.len(), 5);
+    for one in &kept {
+        let reason = one["reason"].as_str().unwrap();
+        assert!(!reason.contains("secret") && reason.len() < 300, "{reason}");
+    }
+    assert!(kept.iter().any(|one| one["body"] == long));
+    let mut broken = delivery(ENDPOINT, &secret, NOW, good, true);
+    broken.body = Some("***".to_owned());
+    assert_eq!(receive::handle(&ctx, Event::Ended, broken).await.status_code, 400);
+    for in_base64 in [true, false] {
+        assert_eq!(
+            take(NOW, &vec![b' '; receive::MAX_BODY + 1], in_base64).await,
+            413
+        );
+    }
     emulator.shutdown().await;
 }
 

@@ -26,7 +26,7 @@ use crate::{
         LONG, RUNS, assert_items_valid, by_voice, counts, ended, endpoint, evaluation, item_path, items,
         list, regex, simple_run, text,
     },
-    provider::{Auto, ProviderStandIn},
+    provider::{Auto, Placing, ProviderStandIn},
     server::{Api, local, local_with, until},
     stand_in::{Fault, Role, StandIn},
 };
@@ -744,5 +744,36 @@ async fn a_secret_is_replaced_without_a_hook_that_cannot_be_verified() {
         .call(Method::DELETE, &format!("/hook/secret/{old}"), None)
         .await;
     assert_eq!(status, 404, "it is gone");
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_that_could_not_be_held_says_why() {
+    let stand_in = StandIn::start().await;
+    let provider = ProviderStandIn::start().await;
+    let receiver = HookReceiver::start().await;
+    let (local, api) = local(&stand_in).await;
+    let endpoint = endpoint(&api, &provider).await;
+    provider.answer_placing(Placing::Refuse(422));
+    let hooks = json!([
+        hook(STARTED, &receiver.url("/told")),
+        hook(ENDED, &receiver.url("/told"))
+    ]);
+    let body = hooked(simple_run(&stand_in, "refused", 1, 1), &hooks);
+    let run = api.post(RUNS, &by_voice(body, &endpoint)).await;
+    let done = ended(&api, text(&run["id"])).await;
+    assert_eq!(counts(&done), [1, 0, 1, 0, 0, 0]);
+    settled(&api, &item_path(&run, 0), ENDED).await;
+    let item = api.get(&item_path(&run, 0)).await;
+    let told = receiver.told();
+    assert_eq!(told.len(), 1, "it never started");
+    let body = &told[0].body;
+    assert_eq!((&body["type"], &body["canceled"]), (&json!(ENDED), &json!(false)));
+    assert_eq!(body["failureReason"], item["failureReason"]);
+    assert!(text(&body["failureReason"]).contains("422"), "{body:#}");
+    assert_eq!(
+        (body.get("calls"), body.get("startedAt"), body.get("endedReason")),
+        (None, None, None)
+    );
     local.shutdown().await;
 }

@@ -114,6 +114,7 @@ fn assert_told(item: &Value, provider: &ProviderStandIn, call: &str) {
     for name in ["endedAt", "endedReason", "transcript", "messages", "recordingUrl"] {
         assert_eq!(told[name], over[name], "{name} of {item:#}");
     }
+    assert_eq!(number(&told["cost"]), number(&over["cost"]));
     assert_eq!(told["providerCallId"], call);
     assert_eq!(item.get("sessionId"), None);
     let id: Result<Uuid, _> = text(&item["callId"]).parse();
@@ -145,6 +146,8 @@ fn check_order(call: &CallRecord, item: &Value, base: &str, endpoint: &Value, ta
     );
 
     let (tester, snapshot) = (&order["tester"], &item["metadata"]);
+    let mocks = snapshot["scenario"].get("toolMocks").cloned();
+    assert_eq!(order["toolMocks"], mocks.unwrap_or(json!([])));
     let personality = &snapshot["personality"]["assistant"];
     assert_eq!(tester.get("firstMessage"), personality.get("firstMessage"));
     for name in ["provider", "model", "maxTokens"] {
