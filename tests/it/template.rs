@@ -127,7 +127,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
 
 /// Which variables a function reads besides those that none starts without.
 const VARIABLES: &[(&str, &[&str])] = &[
-    ("api", &["MAX_ITERATIONS"]),
+    ("api", &["CALL_SLOTS", "MAX_ITERATIONS"]),
     ("call-started", &[]),
     ("call-ended", &[]),
     ("relay", &["CALL_SLOTS"]),

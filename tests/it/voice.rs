@@ -545,6 +545,12 @@ async fn what_waits_is_canceled_without_a_call_and_what_is_up_is_hung_up_before_
     let order = |iterations| by_voice(simple_run(&stand_in, "stopped", 2, iterations), &endpoint);
     let created = api.post(RUNS, &order(2)).await;
     let calls = provider.wait_for("an order", |calls| !calls.is_empty()).await;
+    let slots = async || {
+        let slots = api.get("/eval/simulation/concurrency").await;
+        assert_valid("SimulationConcurrencyResponse", &slots);
+        ["concurrencyLimit", "activeSimulations", "availableToStart"].map(|name| number(&slots[name]))
+    };
+    assert_eq!(slots().await, [2.0, 2.0, 0.0]);
     let (waiting, up) = match text(&created["simulationRunItemIds"][0]) == calls[0].idempotency_key {
         true => (item_path(&created, 1), item_path(&created, 0)),
         false => (item_path(&created, 0), item_path(&created, 1)),
@@ -587,12 +593,9 @@ async fn what_waits_is_canceled_without_a_call_and_what_is_up_is_hung_up_before_
         api.get(&path).await["callId"].is_string().then_some(())
     })
     .await;
+    // Nobody has to come by: it is hung up when it is known what it is called.
     until("the late hang-up", LONG, async || {
-        if provider.calls_up() == 0 {
-            return Some(());
-        }
-        sweep(&local).await;
-        None
+        (provider.calls_up() == 0).then_some(())
     })
     .await;
     assert_eq!(api.get(&path).await["status"], "canceled");
@@ -604,6 +607,7 @@ async fn what_waits_is_canceled_without_a_call_and_what_is_up_is_hung_up_before_
         counts(&ended(&api, text(&created["id"])).await),
         [1, 1, 0, 0, 0, 0]
     );
+    assert_eq!(slots().await, [2.0, 0.0, 1.0]);
     let keys: BTreeSet<_> = provider
         .calls()
         .into_iter()

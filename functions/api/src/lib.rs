@@ -66,6 +66,10 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         (_, ["eval", "simulation", "personality", id]) => define(Kind::Personality, Some(id)).await,
         (_, ["eval", "simulation", "scenario"]) => define(Kind::Scenario, None).await,
         (_, ["eval", "simulation", "scenario", id]) => define(Kind::Scenario, Some(id)).await,
+        ("GET", ["eval", "simulation", "concurrency"]) => {
+            Response::ok(runs::concurrency(ctx, org).await?)
+        }
+        (_, ["eval", "simulation", "concurrency"]) => Err(method_not_allowed(request)),
         ("POST", ["eval", "simulation", "run"]) => runs::create(ctx, org, request).await,
         ("GET", ["eval", "simulation", "run"]) => runs::list(ctx, org, request).await,
         ("GET", ["eval", "simulation", "run", id]) => {

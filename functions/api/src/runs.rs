@@ -7,11 +7,11 @@ use ringback_shared::{
     clock::{Deadline, iso},
     context::Context,
     ids,
-    lifecycle::Tally,
+    lifecycle::{CALL_SLOTS, Tally},
     models::{
         parse,
         run::{
-            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationEntry, SimulationRun,
+            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse, SimulationEntry, SimulationRun,
             SimulationRunEntry, SimulationRunItemCounts, SimulationRunTarget, Transport, TransportProvider,
         },
     },
@@ -553,6 +553,23 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
         listed.more,
         listed.entries.last().map(|head| head.id),
     )
+}
+
+/// How many call slots the organization has, and how many of them are held at this moment.
+pub(crate) async fn concurrency(ctx: &Context, org: Uuid) -> Result<SimulationConcurrencyResponse, ApiError> {
+    let held = ctx.store.held_call_slots(org).await?.len();
+    let free = (ctx.config.call_slots as usize).saturating_sub(held);
+    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    Ok(SimulationConcurrencyResponse {
+        org_id: org.to_string(),
+        concurrency_limit: ctx.config.call_slots.into(),
+        active_simulations: number(held),
+        available_to_start: number(free / CALL_SLOTS),
+        created_at: None,
+        updated_at: None,
+        is_default: true,
+        extra: Map::new(),
+    })
 }
 
 /// Stops a run: what has not ended is canceled.
