@@ -1,4 +1,6 @@
-//! Personalities, scenarios, simulations, assistants and structured outputs: create, read, list, change, delete.
+//! Personalities, scenarios, simulations, suites, assistants and structured outputs: create, read, list, change, delete.
+
+use std::collections::HashMap;
 
 use ringback_shared::{
     clock::iso,
@@ -10,8 +12,8 @@ use ringback_shared::{
         evaluation::{CreateStructuredOutput, UpdateStructuredOutput},
         parse,
         simulation::{
-            CreatePersonality, CreateScenario, CreateSimulation, UpdatePersonality, UpdateScenario,
-            UpdateSimulation,
+            CreatePersonality, CreateScenario, CreateSimulation, CreateSimulationSuite, UpdatePersonality,
+            UpdateScenario, UpdateSimulation, UpdateSimulationSuite,
         },
     },
     store::{Definition, Kind, ListQuery},
@@ -31,6 +33,7 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::Personality => "Personality",
         Kind::Scenario => "Scenario",
         Kind::Simulation => "Simulation",
+        Kind::Suite => "Simulation suite",
         Kind::Assistant => "Assistant",
         Kind::StructuredOutput => "Structured output",
         Kind::Endpoint => "Endpoint",
@@ -50,6 +53,7 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Personality => checked::<CreatePersonality>(body),
         Kind::Scenario => checked::<CreateScenario>(body),
         Kind::Simulation => checked::<CreateSimulation>(body),
+        Kind::Suite => checked::<CreateSimulationSuite>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
@@ -61,6 +65,7 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Personality => checked::<UpdatePersonality>(body),
         Kind::Scenario => checked::<UpdateScenario>(body),
         Kind::Simulation => checked::<UpdateSimulation>(body),
+        Kind::Suite => checked::<UpdateSimulationSuite>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
@@ -105,9 +110,50 @@ pub(crate) async fn found(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Res
     ctx.store.definition(org, kind, uuid).await?.ok_or_else(missing)
 }
 
+/// Definitions that are named somewhere, read at once.
+#[derive(Default)]
+pub(crate) struct Named(HashMap<(&'static str, Uuid), Value>);
+
+impl Named {
+    pub(crate) async fn load(
+        &mut self,
+        ctx: &Context,
+        org: Uuid,
+        kind: Kind,
+        wanted: impl IntoIterator<Item = &str>,
+    ) -> Result<(), ApiError> {
+        let ids: Vec<Uuid> = wanted
+            .into_iter()
+            .filter_map(|id| Uuid::try_parse(id).ok())
+            .collect();
+        for Definition { id, body, .. } in ctx.store.definitions(org, kind, &ids).await? {
+            self.0.insert((title(kind), id), body);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, kind: Kind, id: &str) -> Result<(Uuid, &Value), ApiError> {
+        let missing = || ApiError::not_found(title(kind), id);
+        let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+        self.0
+            .get(&(title(kind), uuid))
+            .map(|body| (uuid, body))
+            .ok_or_else(missing)
+    }
+}
+
 async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Response, ApiError> {
-    let fields = check_new(kind, without_own(body))?;
+    let mut fields = check_new(kind, without_own(body))?;
     check_references(ctx, org, kind, &fields).await?;
+    if kind == Kind::Suite {
+        // Clients read this list without looking whether it is there.
+        fields.entry("targetAssignments").or_insert_with(|| json!([]));
+    }
+    keep(ctx, org, kind, fields).await
+}
+
+/// Keeps a new definition with these fields.
+async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Response, ApiError> {
     let now = ctx.clock.now_ms();
     let id = ids::new_id(now);
     let mut stored = Object::new();
@@ -125,16 +171,17 @@ async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> 
     let read = found(ctx, org, kind, id).await?;
     let changes = check_change(kind, without_own(body))?;
     let mut changed = read.body.as_object().cloned().unwrap_or_default();
-    for (name, value) in changes {
+    for (name, value) in &changes {
         if value.is_null() {
-            changed.remove(&name);
+            changed.remove(name);
         } else {
-            changed.insert(name, value);
+            changed.insert(name.clone(), value.clone());
         }
     }
     // The whole must be right, not only the change.
-    let fields = check_new(kind, without_own(Value::Object(changed.clone())))?;
-    check_references(ctx, org, kind, &fields).await?;
+    check_new(kind, without_own(Value::Object(changed.clone())))?;
+    // Of what it names, only the change: a suite whose simulation was deleted can still be renamed.
+    check_references(ctx, org, kind, &changes).await?;
     changed.insert("updatedAt".into(), json!(iso(ctx.clock.now_ms())));
     let changed = Value::Object(changed);
     ctx.store
@@ -143,23 +190,59 @@ async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> 
     Response::ok(changed)
 }
 
-/// What a definition names must exist.
+/// What these fields of a definition name must exist.
 async fn check_references(ctx: &Context, org: Uuid, kind: Kind, fields: &Object) -> Result<(), ApiError> {
     if kind == Kind::Simulation {
         for (field, kind) in [
             ("scenarioId", Kind::Scenario),
             ("personalityId", Kind::Personality),
         ] {
-            found(
-                ctx,
-                org,
-                kind,
-                fields.get(field).and_then(Value::as_str).unwrap_or_default(),
-            )
+            if let Some(id) = fields.get(field).and_then(Value::as_str) {
+                found(ctx, org, kind, id).await?;
+            }
+        }
+    }
+    if kind == Kind::Suite {
+        let ids: Vec<&str> = texts(fields.get("simulationIds")).collect();
+        let mut simulations = Named::default();
+        simulations
+            .load(ctx, org, Kind::Simulation, ids.iter().copied())
             .await?;
+        for id in ids {
+            simulations.get(Kind::Simulation, id)?;
         }
     }
     Ok(())
+}
+
+/// The texts in a list.
+pub(crate) fn texts(list: Option<&Value>) -> impl Iterator<Item = &str> {
+    list.and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+}
+
+/// The longest name of a suite, in characters.
+const MAX_NAME: usize = 80;
+
+/// Makes a copy of a suite: all that clients set, under a name that says so. Its simulations are not looked up, so a copy is as
+/// good as what it was made of.
+pub(crate) async fn duplicate_suite(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+    let suite = found(ctx, org, Kind::Suite, id).await?;
+    let mut fields = suite.body.as_object().cloned().unwrap_or_default();
+    fields.retain(|name, _| !OWN.contains(&name.as_str()));
+    let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
+    let name = name_of_copy(name);
+    fields.insert("name".to_owned(), json!(name));
+    keep(ctx, org, Kind::Suite, fields).await
+}
+
+/// `name` and ` (copy)`; of a long name the end is left out.
+fn name_of_copy(name: &str) -> String {
+    const SUFFIX: &str = " (copy)";
+    let kept: String = name.chars().take(MAX_NAME - SUFFIX.len()).collect();
+    format!("{kept}{SUFFIX}")
 }
 
 async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {

@@ -1,7 +1,5 @@
 //! Runs: create, read, list, cancel.
 
-use std::collections::HashMap;
-
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::{Deadline, iso},
@@ -16,15 +14,14 @@ use ringback_shared::{
         },
     },
     progress,
-    store::{
-        Created, Definition, Kind, ListQuery, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot,
-    },
+    store::{Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot},
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
-    definitions, hook_secrets,
+    definitions::{self, Named},
+    hook_secrets,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -199,38 +196,6 @@ async fn resolve_target(
     let id = target.assistant_id.as_deref().unwrap_or_default();
     let stored = definitions::found(ctx, org, Kind::Assistant, id).await?;
     Ok((json!({ "assistant": stored.body }), Some(stored.id)))
-}
-
-/// Everything that a run's entries name, read at once.
-#[derive(Default)]
-struct Named(HashMap<(&'static str, Uuid), Value>);
-
-impl Named {
-    async fn load(
-        &mut self,
-        ctx: &Context,
-        org: Uuid,
-        kind: Kind,
-        wanted: impl IntoIterator<Item = &str>,
-    ) -> Result<(), ApiError> {
-        let ids: Vec<Uuid> = wanted
-            .into_iter()
-            .filter_map(|id| Uuid::try_parse(id).ok())
-            .collect();
-        for Definition { id, body, .. } in ctx.store.definitions(org, kind, &ids).await? {
-            self.0.insert((definitions::title(kind), id), body);
-        }
-        Ok(())
-    }
-
-    fn get(&self, kind: Kind, id: &str) -> Result<(Uuid, &Value), ApiError> {
-        let missing = || ApiError::not_found(definitions::title(kind), id);
-        let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
-        self.0
-            .get(&(definitions::title(kind), uuid))
-            .map(|body| (uuid, body))
-            .ok_or_else(missing)
-    }
 }
 
 /// One simulation of a run as its entry describes it.
