@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{PERSONALITY, SCENARIO, SIMULATION, UNKNOWN, assert_refused, passing},
-    fixtures::{assert_valid, list, pages, personality, text},
+    fixtures::{
+        RUNS, assert_valid, assistant, counts, ended, inline, inline_target, item_path, list, pages,
+        personality, run, text,
+    },
     server::{Api, local},
     stand_in::StandIn,
 };
@@ -164,5 +167,101 @@ async fn suites_that_cannot_be_right_are_refused() {
     }
     let copy = format!("{path}/duplicate");
     assert_refused(&api.call(Method::GET, &copy, None).await, 405, "Cannot GET");
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_holds_what_its_suites_hold_at_that_moment() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let made = simulations(&api, 3).await;
+    let ids = json!([made[2]["id"], made[0]["id"], made[2]["id"]]);
+    let suite = json!({"name": "Nightly", "simulationIds": ids});
+    let suite = api.post(SUITE, &suite).await;
+    let path = format!("{SUITE}/{}", text(&suite["id"]));
+    let named = json!({"type": "simulationSuite", "simulationSuiteId": suite["id"]});
+    let alias = json!({"type": "simulationSuite", "suiteId": suite["id"], "name": "as I like"});
+    let target = inline_target(&assistant(&stand_in, "You run a clinic."));
+    let entries = json!([
+        named,
+        inline(&passing("inline"), &personality("Pat")),
+        alias,
+        {"type": "simulation", "simulationId": made[1]["id"]},
+    ]);
+    let created = api.post(RUNS, &run(entries, target.clone(), 1)).await;
+    let names: Vec<&Value> = list(&created["simulations"])
+        .iter()
+        .map(|entry| &entry["name"])
+        .collect();
+    assert_eq!(names[0], "Nightly");
+    assert_eq!(names[2], "Nightly", "the server writes it");
+    assert_eq!(list(&created["simulationRunItemIds"]).len(), 3 + 1 + 3 + 1);
+
+    // What changes now is of no matter to the run.
+    let change = json!({"name": "Other", "simulationIds": []});
+    let (status, _) = api.call(Method::PATCH, &path, Some(&change)).await;
+    assert_eq!(status, 200);
+    let done = ended(&api, text(&created["id"])).await;
+    assert_valid("SimulationRun", &done);
+    assert_eq!(counts(&done), [8, 8, 0, 0, 0, 0]);
+    assert_eq!(done["simulations"], created["simulations"]);
+    assert_eq!(done["itemCounts"]["distinctSimulationTotal"], 4);
+    for (n, sim) in [(0, 2), (1, 0), (2, 2), (4, 2), (5, 0), (6, 2), (7, 1)] {
+        let item = api.get(&item_path(&created, n)).await;
+        let simulation: &Value = &made[sim];
+        assert_eq!(
+            (
+                &item["simulationId"],
+                &item["metadata"]["simulation"],
+                &item["scenarioId"]
+            ),
+            (&simulation["id"], simulation, &simulation["scenarioId"])
+        );
+    }
+
+    // A suite that holds nothing, one that names a simulation that is gone, and one that there is not.
+    let only = |entry: &Value| run(json!([entry]), target.clone(), 1);
+    let empty = api.call(Method::POST, RUNS, Some(&only(&named))).await;
+    assert_refused(&empty, 400, "no simulations");
+    let change = json!({"simulationIds": ids});
+    let (status, _) = api.call(Method::PATCH, &path, Some(&change)).await;
+    assert_eq!(status, 200);
+    api.delete(&format!("{SIMULATION}/{}", text(&made[0]["id"])))
+        .await;
+    let gone = format!("Simulation {} not found", text(&made[0]["id"]));
+    let refused = api.call(Method::POST, RUNS, Some(&only(&named))).await;
+    assert_refused(&refused, 404, &gone);
+    for (field, id, status) in [
+        ("simulationSuiteId", UNKNOWN, 404),
+        ("suiteId", UNKNOWN, 404),
+        ("suiteId", "7", 404),
+        ("simulationSuiteId", "7", 400),
+        ("other", UNKNOWN, 400),
+    ] {
+        let entry = json!({"type": "simulationSuite", field: id});
+        assert_refused(
+            &api.call(Method::POST, RUNS, Some(&only(&entry))).await,
+            status,
+            "uite",
+        );
+    }
+    assert_eq!(list(&api.get(RUNS).await).len(), 1, "nothing else was begun");
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_request_cannot_ask_for_too_much_by_its_suites() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let made = simulations(&api, 1).await;
+    let suite = json!({"name": "Long", "simulationIds": vec![made[0]["id"].clone(); 8000]});
+    let suite = api.post(SUITE, &suite).await;
+    let entry = json!({"type": "simulationSuite", "simulationSuiteId": suite["id"]});
+    let target = inline_target(&assistant(&stand_in, "You run a clinic."));
+    for (entries, iterations) in [(20_000, 1), (2, 10)] {
+        let body = run(json!(vec![&entry; entries]), target.clone(), iterations);
+        let refused = api.call(Method::POST, RUNS, Some(&body)).await;
+        assert_refused(&refused, 400, "at most 100000 items");
+    }
     local.shutdown().await;
 }
