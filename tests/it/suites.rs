@@ -1,5 +1,6 @@
 //! Suites of simulations, and what is kept because something uses it.
 
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -263,5 +264,58 @@ async fn a_short_request_cannot_ask_for_too_much_by_its_suites() {
         let refused = api.call(Method::POST, RUNS, Some(&body)).await;
         assert_refused(&refused, 400, "at most 100000 items");
     }
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_simulation_uses_stays_until_no_simulation_uses_it() {
+    let (local, api) = local(&StandIn::start().await).await;
+    let scenario = api.post(SCENARIO, &passing("used")).await;
+    let caller = api.post(PERSONALITY, &personality("Pat")).await;
+    // The spelling of an id does not matter.
+    let body = json!({
+        "scenarioId": text(&scenario["id"]).to_uppercase(), "personalityId": text(&caller["id"]).to_uppercase(),
+    });
+    let user = api.post(SIMULATION, &body).await;
+    // The one that uses them is the oldest of more than the first page of what is looked through.
+    let others = simulations(&api, 1).await.remove(0);
+    let body = json!({"scenarioId": others["scenarioId"], "personalityId": others["personalityId"]});
+    for _ in 0..10 {
+        join_all((0..50).map(|_| api.post(SIMULATION, &body))).await;
+    }
+    for (kind, used, error, schema) in [
+        (
+            SCENARIO,
+            &scenario,
+            "scenario_in_use",
+            "ScenarioInUseConflictResponseDTO",
+        ),
+        (
+            PERSONALITY,
+            &caller,
+            "personality_in_use",
+            "PersonalityInUseConflictResponseDTO",
+        ),
+    ] {
+        for id in [text(&used["id"]).to_owned(), text(&used["id"]).to_uppercase()] {
+            let (status, body) = api.call(Method::DELETE, &format!("{kind}/{id}"), None).await;
+            assert_eq!((status, &body["error"]), (409, &json!(error)), "{body}");
+            assert_valid(schema, &body);
+            assert!(text(&body["message"]).contains(text(&user["id"])), "{body}");
+        }
+    }
+
+    // A change of the simulation frees the one, its end the other.
+    let path = format!("{SIMULATION}/{}", text(&user["id"]));
+    let change = json!({"scenarioId": others["scenarioId"]});
+    let (status, _) = api.call(Method::PATCH, &path, Some(&change)).await;
+    assert_eq!(status, 200);
+    let freed = api.delete(&format!("{SCENARIO}/{}", text(&scenario["id"]))).await;
+    assert_eq!(freed, scenario);
+    api.delete(&path).await;
+    let freed = api
+        .delete(&format!("{PERSONALITY}/{}", text(&caller["id"])))
+        .await;
+    assert_eq!(freed, caller);
     local.shutdown().await;
 }

@@ -253,7 +253,7 @@ async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Respon
         _ => None,
     };
     if let Some((field, code)) = field
-        && let Some(user) = simulation_with(ctx, org, field, id).await?
+        && let Some(user) = simulation_with(ctx, org, field, read.id).await?
     {
         let message = format!(
             "{} {id} is used by simulation {user}; delete or change that first",
@@ -265,8 +265,16 @@ async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Respon
     Response::ok(read.body)
 }
 
-/// A simulation whose `field` is `id`.
-async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: &str) -> Result<Option<Uuid>, ApiError> {
+/// A simulation whose `field` is `id`, however it is written there.
+///
+/// The reads are consistent and see all of the org's simulations, page by page. Still one that is made while they are read may
+/// be missed: to rule that out, each simulation would need a row under what it uses. It then names what is gone, and a run of it
+/// is refused with 404.
+async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Result<Option<Uuid>, ApiError> {
+    let used = |simulation: &Value| {
+        let named = simulation.get(field).and_then(Value::as_str);
+        named.and_then(|named| Uuid::try_parse(named).ok()) == Some(id)
+    };
     let mut query = ListQuery {
         ids: Uuid::nil()..=Uuid::max(),
         newest_first: true,
@@ -275,11 +283,7 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: &str) -> Res
     };
     loop {
         let listed = ctx.store.list_definitions(org, Kind::Simulation, &query).await?;
-        let user = listed
-            .entries
-            .iter()
-            .find(|simulation| simulation.body.get(field).and_then(Value::as_str) == Some(id));
-        if let Some(user) = user {
+        if let Some(user) = listed.entries.iter().find(|simulation| used(&simulation.body)) {
             return Ok(Some(user.id));
         }
         match listed.entries.last() {
