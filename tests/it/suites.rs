@@ -1,4 +1,6 @@
-//! Suites of simulations, and what is kept because something uses it.
+//! Suites of simulations, what is kept because something uses it, and the personalities that are built in.
+
+use std::cmp::Reverse;
 
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -317,5 +319,111 @@ async fn what_a_simulation_uses_stays_until_no_simulation_uses_it() {
         .delete(&format!("{PERSONALITY}/{}", text(&caller["id"])))
         .await;
     assert_eq!(freed, caller);
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn built_in_personalities_are_listed_as_the_oldest() {
+    let (local, api) = local(&StandIn::start().await).await;
+    let mut newest_first = Vec::new();
+    for name in ["First", "Second", "Third"] {
+        newest_first.push(api.post(PERSONALITY, &personality(name)).await);
+    }
+    // Of two that were made in the same millisecond, either may be the newer one.
+    newest_first.sort_by_key(|made| Reverse(text(&made["id"]).to_owned()));
+    for n in 1..=7 {
+        let built_in = api
+            .get(&format!("{PERSONALITY}/a0000000-0000-4000-8000-00000000000{n}"))
+            .await;
+        assert_valid("Personality", &built_in);
+        assert_eq!(built_in["orgId"], Value::Null);
+        newest_first.push(built_in);
+    }
+    let oldest_first: Vec<Value> = newest_first.iter().rev().cloned().collect();
+    assert_eq!(list(&api.get(PERSONALITY).await), newest_first);
+    for limit in [1, 2, 3, 4, 7, 10, 11] {
+        assert_eq!(
+            pages(&api, PERSONALITY, limit).await,
+            newest_first,
+            "{limit} at a time"
+        );
+        // The same the other way round, by cursor and by number.
+        for by_cursor in [true, false] {
+            let (mut all, mut next) = (Vec::new(), String::new());
+            for page in 1_usize.. {
+                let query = format!("sortOrder=ASC&limit={limit}{next}");
+                let answer = api.get(&format!("{PERSONALITY}?{query}")).await;
+                all.extend_from_slice(list(&answer["results"]));
+                let metadata = &answer["metadata"];
+                assert_eq!(metadata["totalItems"], 10);
+                if metadata["hasNextPage"] == json!(false) {
+                    break;
+                }
+                next = if by_cursor {
+                    format!("&cursor={}", text(&metadata["nextCursor"]))
+                } else {
+                    format!("&page={}", page + 1)
+                };
+            }
+            assert_eq!(all, oldest_first, "{limit} at a time");
+        }
+    }
+
+    // They obey the filters by time as well.
+    for (query, count) in [
+        ("createdAtGt=2026-01-01T00:00:00.000Z", 3),
+        ("createdAtGe=2026-01-01T00:00:00.000Z", 10),
+        ("createdAtLe=2026-01-01T00:00:00.000Z", 7),
+        ("createdAtLt=2026-01-01T00:00:00.000Z", 0),
+    ] {
+        let answer = api.get(&format!("{PERSONALITY}?limit=2&{query}")).await;
+        assert_eq!(answer["metadata"]["totalItems"], count, "{query}");
+        assert_eq!(
+            list(&api.get(&format!("{PERSONALITY}?{query}")).await).len(),
+            count,
+            "{query}"
+        );
+    }
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn built_in_personalities_are_used_but_not_changed() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let id = "a0000000-0000-4000-8000-000000000004";
+    let path = format!("{PERSONALITY}/{id}");
+    let irene = api.get(&path).await;
+    assert_eq!(irene["name"], "Impatient Irene");
+    let scenario = api.post(SCENARIO, &passing("builtin")).await;
+    let body = json!({"scenarioId": scenario["id"], "personalityId": id});
+    let simulation = api.post(SIMULATION, &body).await;
+    let target = inline_target(&assistant(&stand_in, "You run a clinic."));
+    let entries = json!([
+        {"type": "simulation", "simulationId": simulation["id"]},
+        {"type": "simulation", "scenarioId": scenario["id"], "personalityId": id},
+    ]);
+    let created = api.post(RUNS, &run(entries, target, 1)).await;
+    let done = ended(&api, text(&created["id"])).await;
+    assert_eq!(counts(&done), [2, 2, 0, 0, 0, 0]);
+    for n in 0..2 {
+        let item = api.get(&item_path(&created, n)).await;
+        assert_eq!(
+            (&item["personalityId"], &item["metadata"]["personality"]),
+            (&json!(id), &irene)
+        );
+    }
+
+    for (method, done) in [(Method::PATCH, "changed"), (Method::DELETE, "deleted")] {
+        let refused = api.call(method, &path, Some(&json!({"name": "Mine"}))).await;
+        let message = format!("Personality {id} not found or is a Vapi default (cannot be {done})");
+        assert_refused(&refused, 404, &message);
+    }
+    assert_eq!(api.get(&path).await, irene);
+    // A copy is one's own.
+    let copy = api.post(PERSONALITY, &irene).await;
+    assert_eq!(copy["assistant"], irene["assistant"]);
+    assert!(copy["orgId"].is_string() && copy["id"] != irene["id"]);
+    api.delete(&format!("{PERSONALITY}/{}", text(&copy["id"]))).await;
     local.shutdown().await;
 }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    built_in,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -107,6 +108,9 @@ pub(crate) async fn serve(
 pub(crate) async fn found(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Definition, ApiError> {
     let missing = || ApiError::not_found(title(kind), id);
     let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+    if let Some(built_in) = built_in::get(kind, uuid) {
+        return Ok(built_in);
+    }
     ctx.store.definition(org, kind, uuid).await?.ok_or_else(missing)
 }
 
@@ -126,7 +130,9 @@ impl Named {
             .into_iter()
             .filter_map(|id| Uuid::try_parse(id).ok())
             .collect();
-        for Definition { id, body, .. } in ctx.store.definitions(org, kind, &ids).await? {
+        let stored = ctx.store.definitions(org, kind, &ids).await?;
+        let built_in = ids.iter().filter_map(|&id| built_in::get(kind, id));
+        for Definition { id, body, .. } in stored.into_iter().chain(built_in) {
             self.0.insert((title(kind), id), body);
         }
         Ok(())
@@ -168,6 +174,7 @@ async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Re
 }
 
 async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> Result<Response, ApiError> {
+    built_in::refuse(kind, id, "changed")?;
     let read = found(ctx, org, kind, id).await?;
     let changes = check_change(kind, without_own(body))?;
     let mut changed = read.body.as_object().cloned().unwrap_or_default();
@@ -246,6 +253,7 @@ fn name_of_copy(name: &str) -> String {
 }
 
 async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {
+    built_in::refuse(kind, id, "deleted")?;
     let read = found(ctx, org, kind, id).await?;
     let field = match kind {
         Kind::Scenario => Some(("scenarioId", "scenario_in_use")),
@@ -295,12 +303,16 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Res
 
 async fn list(ctx: &Context, org: Uuid, kind: Kind, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
-    let listed = wanted.cut(
-        ctx.store
-            .list_definitions(org, kind, &wanted.store_query())
-            .await?,
-    );
-    let total = ctx.store.count_definitions(org, kind, &wanted.ids).await?;
+    let query = wanted.store_query();
+    let (listed, total) = if kind == Kind::Personality {
+        built_in::list(ctx, org, &query).await?
+    } else {
+        (
+            ctx.store.list_definitions(org, kind, &query).await?,
+            ctx.store.count_definitions(org, kind, &wanted.ids).await?,
+        )
+    };
+    let listed = wanted.cut(listed);
     let last = listed.entries.last().map(|definition| definition.id);
     wanted.answer(
         listed

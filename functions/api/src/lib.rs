@@ -1,5 +1,6 @@
 //! The HTTP API.
 
+mod built_in;
 mod definitions;
 mod endpoints;
 mod hook_secrets;
