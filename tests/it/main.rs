@@ -22,5 +22,6 @@ mod provider;
 mod server;
 mod stand_in;
 mod store;
+mod suites;
 mod template;
 mod voice;

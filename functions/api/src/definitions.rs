@@ -1,4 +1,6 @@
-//! Personalities, scenarios, simulations, assistants and structured outputs: create, read, list, change, delete.
+//! Personalities, scenarios, simulations, suites, assistants and structured outputs: create, read, list, change, delete.
+
+use std::collections::HashMap;
 
 use ringback_shared::{
     clock::iso,
@@ -10,8 +12,8 @@ use ringback_shared::{
         evaluation::{CreateStructuredOutput, UpdateStructuredOutput},
         parse,
         simulation::{
-            CreatePersonality, CreateScenario, CreateSimulation, UpdatePersonality, UpdateScenario,
-            UpdateSimulation,
+            CreatePersonality, CreateScenario, CreateSimulation, CreateSimulationSuite, UpdatePersonality,
+            UpdateScenario, UpdateSimulation, UpdateSimulationSuite,
         },
     },
     store::{Definition, Kind, ListQuery},
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    built_in,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -31,6 +34,7 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::Personality => "Personality",
         Kind::Scenario => "Scenario",
         Kind::Simulation => "Simulation",
+        Kind::Suite => "Simulation suite",
         Kind::Assistant => "Assistant",
         Kind::StructuredOutput => "Structured output",
         Kind::Endpoint => "Endpoint",
@@ -50,6 +54,7 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Personality => checked::<CreatePersonality>(body),
         Kind::Scenario => checked::<CreateScenario>(body),
         Kind::Simulation => checked::<CreateSimulation>(body),
+        Kind::Suite => checked::<CreateSimulationSuite>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
@@ -61,6 +66,7 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Personality => checked::<UpdatePersonality>(body),
         Kind::Scenario => checked::<UpdateScenario>(body),
         Kind::Simulation => checked::<UpdateSimulation>(body),
+        Kind::Suite => checked::<UpdateSimulationSuite>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
@@ -102,12 +108,58 @@ pub(crate) async fn serve(
 pub(crate) async fn found(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Definition, ApiError> {
     let missing = || ApiError::not_found(title(kind), id);
     let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+    if let Some(built_in) = built_in::get(kind, uuid) {
+        return Ok(built_in);
+    }
     ctx.store.definition(org, kind, uuid).await?.ok_or_else(missing)
 }
 
+/// Definitions that are named somewhere, read at once.
+#[derive(Default)]
+pub(crate) struct Named(HashMap<(&'static str, Uuid), Value>);
+
+impl Named {
+    pub(crate) async fn load(
+        &mut self,
+        ctx: &Context,
+        org: Uuid,
+        kind: Kind,
+        wanted: impl IntoIterator<Item = &str>,
+    ) -> Result<(), ApiError> {
+        let ids: Vec<Uuid> = wanted
+            .into_iter()
+            .filter_map(|id| Uuid::try_parse(id).ok())
+            .collect();
+        let stored = ctx.store.definitions(org, kind, &ids).await?;
+        let built_in = ids.iter().filter_map(|&id| built_in::get(kind, id));
+        for Definition { id, body, .. } in stored.into_iter().chain(built_in) {
+            self.0.insert((title(kind), id), body);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, kind: Kind, id: &str) -> Result<(Uuid, &Value), ApiError> {
+        let missing = || ApiError::not_found(title(kind), id);
+        let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
+        self.0
+            .get(&(title(kind), uuid))
+            .map(|body| (uuid, body))
+            .ok_or_else(missing)
+    }
+}
+
 async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Response, ApiError> {
-    let fields = check_new(kind, without_own(body))?;
+    let mut fields = check_new(kind, without_own(body))?;
     check_references(ctx, org, kind, &fields).await?;
+    if kind == Kind::Suite {
+        // Clients read this list without looking whether it is there.
+        fields.entry("targetAssignments").or_insert_with(|| json!([]));
+    }
+    keep(ctx, org, kind, fields).await
+}
+
+/// Keeps a new definition with these fields.
+async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Response, ApiError> {
     let now = ctx.clock.now_ms();
     let id = ids::new_id(now);
     let mut stored = Object::new();
@@ -122,19 +174,21 @@ async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Res
 }
 
 async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> Result<Response, ApiError> {
+    built_in::refuse(kind, id, "changed")?;
     let read = found(ctx, org, kind, id).await?;
     let changes = check_change(kind, without_own(body))?;
     let mut changed = read.body.as_object().cloned().unwrap_or_default();
-    for (name, value) in changes {
+    for (name, value) in &changes {
         if value.is_null() {
-            changed.remove(&name);
+            changed.remove(name);
         } else {
-            changed.insert(name, value);
+            changed.insert(name.clone(), value.clone());
         }
     }
     // The whole must be right, not only the change.
-    let fields = check_new(kind, without_own(Value::Object(changed.clone())))?;
-    check_references(ctx, org, kind, &fields).await?;
+    check_new(kind, without_own(Value::Object(changed.clone())))?;
+    // Of what it names, only the change: a suite whose simulation was deleted can still be renamed.
+    check_references(ctx, org, kind, &changes).await?;
     changed.insert("updatedAt".into(), json!(iso(ctx.clock.now_ms())));
     let changed = Value::Object(changed);
     ctx.store
@@ -143,26 +197,63 @@ async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> 
     Response::ok(changed)
 }
 
-/// What a definition names must exist.
+/// What these fields of a definition name must exist.
 async fn check_references(ctx: &Context, org: Uuid, kind: Kind, fields: &Object) -> Result<(), ApiError> {
     if kind == Kind::Simulation {
         for (field, kind) in [
             ("scenarioId", Kind::Scenario),
             ("personalityId", Kind::Personality),
         ] {
-            found(
-                ctx,
-                org,
-                kind,
-                fields.get(field).and_then(Value::as_str).unwrap_or_default(),
-            )
+            if let Some(id) = fields.get(field).and_then(Value::as_str) {
+                found(ctx, org, kind, id).await?;
+            }
+        }
+    }
+    if kind == Kind::Suite {
+        let ids: Vec<&str> = texts(fields.get("simulationIds")).collect();
+        let mut simulations = Named::default();
+        simulations
+            .load(ctx, org, Kind::Simulation, ids.iter().copied())
             .await?;
+        for id in ids {
+            simulations.get(Kind::Simulation, id)?;
         }
     }
     Ok(())
 }
 
+/// The texts in a list.
+pub(crate) fn texts(list: Option<&Value>) -> impl Iterator<Item = &str> {
+    list.and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+}
+
+/// The longest name of a suite, in characters.
+const MAX_NAME: usize = 80;
+
+/// Makes a copy of a suite: all that clients set, under a name that says so. Its simulations are not looked up, so a copy is as
+/// good as what it was made of.
+pub(crate) async fn duplicate_suite(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+    let suite = found(ctx, org, Kind::Suite, id).await?;
+    let mut fields = suite.body.as_object().cloned().unwrap_or_default();
+    fields.retain(|name, _| !OWN.contains(&name.as_str()));
+    let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
+    let name = name_of_copy(name);
+    fields.insert("name".to_owned(), json!(name));
+    keep(ctx, org, Kind::Suite, fields).await
+}
+
+/// `name` and ` (copy)`; of a long name the end is left out.
+fn name_of_copy(name: &str) -> String {
+    const SUFFIX: &str = " (copy)";
+    let kept: String = name.chars().take(MAX_NAME - SUFFIX.len()).collect();
+    format!("{kept}{SUFFIX}")
+}
+
 async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {
+    built_in::refuse(kind, id, "deleted")?;
     let read = found(ctx, org, kind, id).await?;
     let field = match kind {
         Kind::Scenario => Some(("scenarioId", "scenario_in_use")),
@@ -170,7 +261,7 @@ async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Respon
         _ => None,
     };
     if let Some((field, code)) = field
-        && let Some(user) = simulation_with(ctx, org, field, id).await?
+        && let Some(user) = simulation_with(ctx, org, field, read.id).await?
     {
         let message = format!(
             "{} {id} is used by simulation {user}; delete or change that first",
@@ -182,8 +273,16 @@ async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Respon
     Response::ok(read.body)
 }
 
-/// A simulation whose `field` is `id`.
-async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: &str) -> Result<Option<Uuid>, ApiError> {
+/// A simulation whose `field` is `id`, however it is written there.
+///
+/// The reads are consistent and see all of the org's simulations, page by page. Still one that is made while they are read may
+/// be missed: to rule that out, each simulation would need a row under what it uses. It then names what is gone, and a run of it
+/// is refused with 404.
+async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Result<Option<Uuid>, ApiError> {
+    let used = |simulation: &Value| {
+        let named = simulation.get(field).and_then(Value::as_str);
+        named.and_then(|named| Uuid::try_parse(named).ok()) == Some(id)
+    };
     let mut query = ListQuery {
         ids: Uuid::nil()..=Uuid::max(),
         newest_first: true,
@@ -192,11 +291,7 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: &str) -> Res
     };
     loop {
         let listed = ctx.store.list_definitions(org, Kind::Simulation, &query).await?;
-        let user = listed
-            .entries
-            .iter()
-            .find(|simulation| simulation.body.get(field).and_then(Value::as_str) == Some(id));
-        if let Some(user) = user {
+        if let Some(user) = listed.entries.iter().find(|simulation| used(&simulation.body)) {
             return Ok(Some(user.id));
         }
         match listed.entries.last() {
@@ -208,12 +303,16 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: &str) -> Res
 
 async fn list(ctx: &Context, org: Uuid, kind: Kind, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
-    let listed = wanted.cut(
-        ctx.store
-            .list_definitions(org, kind, &wanted.store_query())
-            .await?,
-    );
-    let total = ctx.store.count_definitions(org, kind, &wanted.ids).await?;
+    let query = wanted.store_query();
+    let (listed, total) = if kind == Kind::Personality {
+        built_in::list(ctx, org, &query).await?
+    } else {
+        (
+            ctx.store.list_definitions(org, kind, &query).await?,
+            ctx.store.count_definitions(org, kind, &wanted.ids).await?,
+        )
+    };
+    let listed = wanted.cut(listed);
     let last = listed.entries.last().map(|definition| definition.id);
     wanted.answer(
         listed

@@ -1,5 +1,6 @@
 //! The HTTP API.
 
+mod built_in;
 mod definitions;
 mod endpoints;
 mod hook_secrets;
@@ -66,10 +67,13 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         (_, ["eval", "simulation", "personality", id]) => define(Kind::Personality, Some(id)).await,
         (_, ["eval", "simulation", "scenario"]) => define(Kind::Scenario, None).await,
         (_, ["eval", "simulation", "scenario", id]) => define(Kind::Scenario, Some(id)).await,
-        ("GET", ["eval", "simulation", "concurrency"]) => {
-            Response::ok(runs::concurrency(ctx, org).await?)
-        }
+        ("GET", ["eval", "simulation", "concurrency"]) => Response::ok(runs::concurrency(ctx, org).await?),
         (_, ["eval", "simulation", "concurrency"]) => Err(method_not_allowed(request)),
+        (_, ["eval", "simulation", "suite"]) => define(Kind::Suite, None).await,
+        (_, ["eval", "simulation", "suite", id]) => define(Kind::Suite, Some(id)).await,
+        ("POST", ["eval", "simulation", "suite", id, "duplicate"]) => {
+            definitions::duplicate_suite(ctx, org, id).await
+        }
         ("POST", ["eval", "simulation", "run"]) => runs::create(ctx, org, request).await,
         ("GET", ["eval", "simulation", "run"]) => runs::list(ctx, org, request).await,
         ("GET", ["eval", "simulation", "run", id]) => {
@@ -80,7 +84,9 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         ("GET", ["eval", "simulation", "run", id, "item"]) => items::list(ctx, org, id, request).await,
         ("GET", ["eval", "simulation", "run", id, "item", item]) => items::get(ctx, org, id, item).await,
         ("PATCH", ["eval", "simulation", "run", id, "item", item]) => items::cancel(ctx, org, id, item).await,
-        (_, ["eval", "simulation", "run", ..]) => Err(method_not_allowed(request)),
+        (_, ["eval", "simulation", "run", ..] | ["eval", "simulation", "suite", _, "duplicate"]) => {
+            Err(method_not_allowed(request))
+        }
         (_, ["eval", "simulation"]) => define(Kind::Simulation, None).await,
         (_, ["eval", "simulation", id]) => define(Kind::Simulation, Some(id)).await,
         _ => Err(ApiError::new(404, format!("Cannot {method} {}", request.path))),

@@ -1,7 +1,5 @@
 //! Runs: create, read, list, cancel.
 
-use std::collections::HashMap;
-
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::{Deadline, iso},
@@ -11,20 +9,20 @@ use ringback_shared::{
     models::{
         parse,
         run::{
-            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse, SimulationEntry, SimulationRun,
-            SimulationRunEntry, SimulationRunItemCounts, SimulationRunTarget, Transport, TransportProvider,
+            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse,
+            SimulationEntry, SimulationRun, SimulationRunEntry, SimulationRunItemCounts, SimulationRunTarget,
+            Transport, TransportProvider,
         },
     },
     progress,
-    store::{
-        Created, Definition, Kind, ListQuery, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot,
-    },
+    store::{Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot},
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
-    definitions, hook_secrets,
+    definitions::{self, Named},
+    hook_secrets,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -38,7 +36,7 @@ const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Creates a run.
 pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
-    let wanted: CreateSimulationRun = parse(request.json()?)?;
+    let mut wanted: CreateSimulationRun = parse(request.json()?)?;
     let iterations = u32::try_from(wanted.iterations)
         .ok()
         .filter(|n| (1..=ctx.config.max_iterations).contains(n))
@@ -78,12 +76,9 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     } else {
         None
     };
-    let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, now).await?;
-    if snapshots.len().saturating_mul(iterations as usize) > MAX_ITEMS {
-        return Err(ApiError::bad_request(format!(
-            "a run may have at most {MAX_ITEMS} items"
-        )));
-    }
+    let suites = load_suites(ctx, org, &mut wanted.simulations).await?;
+    let most = MAX_ITEMS / iterations as usize;
+    let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, &suites, most, now).await?;
     let manifest = Manifest {
         simulations: json!(wanted.simulations),
         target: json!(wanted.target),
@@ -201,38 +196,6 @@ async fn resolve_target(
     Ok((json!({ "assistant": stored.body }), Some(stored.id)))
 }
 
-/// Everything that a run's entries name, read at once.
-#[derive(Default)]
-struct Named(HashMap<(&'static str, Uuid), Value>);
-
-impl Named {
-    async fn load(
-        &mut self,
-        ctx: &Context,
-        org: Uuid,
-        kind: Kind,
-        wanted: impl IntoIterator<Item = &str>,
-    ) -> Result<(), ApiError> {
-        let ids: Vec<Uuid> = wanted
-            .into_iter()
-            .filter_map(|id| Uuid::try_parse(id).ok())
-            .collect();
-        for Definition { id, body, .. } in ctx.store.definitions(org, kind, &ids).await? {
-            self.0.insert((definitions::title(kind), id), body);
-        }
-        Ok(())
-    }
-
-    fn get(&self, kind: Kind, id: &str) -> Result<(Uuid, &Value), ApiError> {
-        let missing = || ApiError::not_found(definitions::title(kind), id);
-        let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
-        self.0
-            .get(&(definitions::title(kind), uuid))
-            .map(|body| (uuid, body))
-            .ok_or_else(missing)
-    }
-}
-
 /// One simulation of a run as its entry describes it.
 struct Entry<'a> {
     simulation: Option<(Uuid, &'a Value)>,
@@ -241,45 +204,72 @@ struct Entry<'a> {
     name: Option<String>,
 }
 
+/// Reads the suites that a run's entries name, and writes the names that they have now into the entries.
+async fn load_suites(
+    ctx: &Context,
+    org: Uuid,
+    entries: &mut [SimulationRunEntry],
+) -> Result<Named, ApiError> {
+    let mut ids = Vec::new();
+    for entry in entries.iter() {
+        if let SimulationRunEntry::SimulationSuite(entry) = entry {
+            ids.extend(entry.suite().map(str::to_owned));
+        }
+    }
+    let mut suites = Named::default();
+    suites
+        .load(ctx, org, Kind::Suite, ids.iter().map(String::as_str))
+        .await?;
+    for entry in entries {
+        if let SimulationRunEntry::SimulationSuite(entry) = entry {
+            let (_, suite) = suites.get(Kind::Suite, entry.suite().unwrap_or_default())?;
+            entry.name = suite.get("name").and_then(Value::as_str).map(str::to_owned);
+        }
+    }
+    Ok(suites)
+}
+
+/// What a run's entries come to: at most `most` simulations, in order, with those of a suite in its place.
 async fn resolve_simulations(
     ctx: &Context,
     org: Uuid,
     entries: &[SimulationRunEntry],
+    suites: &Named,
+    most: usize,
     now: i64,
 ) -> Result<(Vec<SimulationRef>, Vec<Snapshot>), ApiError> {
-    let mut wanted: Vec<&SimulationEntry> = Vec::with_capacity(entries.len());
+    // Each is a stored simulation's id, if it is one, and the entry; of a suite's simulations the entry says nothing.
+    let nothing = SimulationEntry::default();
+    let mut wanted: Vec<(Option<&str>, &SimulationEntry)> = Vec::with_capacity(entries.len());
     for entry in entries {
         match entry {
-            SimulationRunEntry::Simulation(entry) => wanted.push(entry),
-            SimulationRunEntry::SimulationSuite(suite) => {
-                return Err(ApiError::not_found(
-                    "Simulation suite",
-                    suite.suite().unwrap_or_default(),
-                ));
+            SimulationRunEntry::Simulation(entry) => {
+                wanted.push((entry.simulation_id.as_deref(), entry.as_ref()));
             }
+            SimulationRunEntry::SimulationSuite(entry) => {
+                let (_, suite) = suites.get(Kind::Suite, entry.suite().unwrap_or_default())?;
+                let ids = definitions::texts(suite.get("simulationIds"));
+                wanted.extend(ids.map(|id| (Some(id), &nothing)));
+            }
+        }
+        // At each entry: a short request may name a long suite very often.
+        if wanted.len() > most {
+            return Err(ApiError::bad_request(format!(
+                "a run may have at most {MAX_ITEMS} items"
+            )));
         }
     }
     if wanted.is_empty() {
-        return Err(ApiError::bad_request("simulations must have at least one entry"));
+        return Err(ApiError::bad_request(
+            "there are no simulations in what simulations names; add one to the suite before you run it",
+        ));
     }
     let mut named = Named::default();
-    named
-        .load(
-            ctx,
-            org,
-            Kind::Simulation,
-            wanted.iter().filter_map(|entry| entry.simulation_id.as_deref()),
-        )
-        .await?;
+    let ids: Vec<&str> = wanted.iter().filter_map(|(id, _)| *id).collect();
+    named.load(ctx, org, Kind::Simulation, ids).await?;
     let mut simulations = Vec::with_capacity(wanted.len());
-    for entry in &wanted {
-        simulations.push(
-            entry
-                .simulation_id
-                .as_deref()
-                .map(|id| named.get(Kind::Simulation, id))
-                .transpose()?,
-        );
+    for (id, _) in &wanted {
+        simulations.push(id.map(|id| named.get(Kind::Simulation, id)).transpose()?);
     }
     let of = |field: &'static str| {
         let stored = simulations
@@ -290,7 +280,8 @@ async fn resolve_simulations(
     };
     let (scenario_ids, personality_ids) = (of("scenarioId"), of("personalityId"));
     let mut parts = Named::default();
-    let direct = |id: fn(&SimulationEntry) -> Option<&str>| wanted.iter().filter_map(move |entry| id(entry));
+    let direct =
+        |id: fn(&SimulationEntry) -> Option<&str>| wanted.iter().filter_map(move |(_, entry)| id(entry));
     let scenarios = scenario_ids
         .iter()
         .map(String::as_str)
@@ -302,7 +293,7 @@ async fn resolve_simulations(
         .chain(direct(|e| e.personality_id.as_deref()));
     parts.load(ctx, org, Kind::Personality, personalities).await?;
     let mut resolved = Vec::with_capacity(wanted.len());
-    for (entry, simulation) in wanted.iter().zip(simulations) {
+    for ((_, entry), simulation) in wanted.iter().zip(simulations) {
         resolved.push(resolve_entry(entry, simulation, &parts)?);
     }
     let mut outputs = Named::default();

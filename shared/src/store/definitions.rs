@@ -16,6 +16,8 @@ pub enum Kind {
     Scenario,
     /// A scenario with a personality.
     Simulation,
+    /// Simulations that are run together.
+    Suite,
     /// An agent under test.
     Assistant,
     /// Something to extract from a conversation.
@@ -30,6 +32,7 @@ impl Kind {
             Self::Personality => "personality",
             Self::Scenario => "scenario",
             Self::Simulation => "simulation",
+            Self::Suite => "suite",
             Self::Assistant => "assistant",
             Self::StructuredOutput => "structured-output",
             Self::Endpoint => "endpoint",
