@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    server::{local, program},
+    server::{local, local_with, program},
     stand_in::StandIn,
 };
 
@@ -160,7 +160,10 @@ fn the_architecture_names_every_function_and_every_module() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_for_endpoints_do_what_they_say() {
-    let (local, api) = local(&StandIn::start().await).await;
+    let (local, api) = local_with(&StandIn::start().await, |options| {
+        options.public_url = Some("https://tunnel.example.com/".to_owned());
+    })
+    .await;
     let run = |args: &[&str]| {
         let mut command = Command::new(program());
         command
@@ -186,6 +189,11 @@ async fn the_commands_for_endpoints_do_what_they_say() {
         (Some(url), &json!("Bridge"), &json!(true))
     );
     assert!(!made.to_string().contains("the-providers-key"));
+    let webhook = made["webhooks"]["callEnded"].as_str().unwrap();
+    assert!(
+        webhook.starts_with("https://tunnel.example.com/hooks/"),
+        "{webhook}"
+    );
     let id = made["id"].as_str().unwrap();
     let (_, listed, _) = run(&["list"]).await;
     assert_eq!(

@@ -14,7 +14,7 @@ use ringback_local::{
     endpoints::{self, Action},
     serve::{Local, Model, Options, WORKERS},
 };
-use ringback_shared::{config::Config, telemetry::may_be_shown};
+use ringback_shared::{config::Config, provider::is_url, telemetry::may_be_shown};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, prelude::*};
 use uuid::Uuid;
 
@@ -59,7 +59,10 @@ struct Serve {
     /// How many conversations run at once.
     #[arg(long, value_name = "NUMBER", default_value_t = WORKERS)]
     workers: usize,
-    /// Allow agents and webhooks on private and loopback addresses.
+    /// Where others reach this server, if not where it listens: a tunnel for the webhooks of a provider, for example.
+    #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+    public_url: Option<String>,
+    /// Allow agents, voice providers and hooks on private and loopback addresses.
     #[arg(long)]
     allow_private_targets: bool,
     /// Keep everything but the API key in memory: it is gone when the program stops.
@@ -241,11 +244,21 @@ fn say(text: &str) {
 
 async fn serve(args: Serve) -> Result<ExitCode, String> {
     let mut stop = Signals::new()?;
+    if args
+        .public_url
+        .as_deref()
+        .is_some_and(|url| !url.is_empty() && !is_url(url))
+    {
+        return Err(
+            "--public-url must be an http or https URL, such as https://tunnel.example.com".to_owned(),
+        );
+    }
     let options = Options {
         listen: args.listen,
         data_dir: Some(args.data_dir),
         memory: args.memory,
         workers: args.workers,
+        public_url: args.public_url.filter(|url| !url.trim().is_empty()),
         allow_private_targets: args.allow_private_targets,
         model: args.model.into(),
         api_key: variable("RINGBACK_API_KEY"),

@@ -134,6 +134,8 @@ pub struct Options {
     pub memory: bool,
     /// How many conversations run at once.
     pub workers: usize,
+    /// Where others reach the HTTP API, as providers do with their webhooks. Without one, where it listens.
+    pub public_url: Option<String>,
     /// Whether targets and hooks may be on private and loopback addresses.
     pub allow_private_targets: bool,
     /// The model.
@@ -151,6 +153,7 @@ impl Default for Options {
             data_dir: None,
             memory: false,
             workers: WORKERS,
+            public_url: None,
             allow_private_targets: false,
             model: Model::default(),
             api_key: None,
@@ -167,6 +170,7 @@ impl fmt::Debug for Options {
             .field("data_dir", &self.data_dir)
             .field("memory", &self.memory)
             .field("workers", &self.workers)
+            .field("public_url", &self.public_url)
             .field("allow_private_targets", &self.allow_private_targets)
             .field("model", &self.model)
             .finish_non_exhaustive()
@@ -517,7 +521,7 @@ fn config(options: &Options, base_url: &str, queues: &Queues) -> Result<Config, 
             "EVALUATIONS_QUEUE_URL" => Some(queues.evaluations.clone()),
             "DELIVERIES_QUEUE_URL" => Some(queues.deliveries.clone()),
             "SECRETS_PREFIX" => Some("ringback".to_owned()),
-            "PUBLIC_URL" => Some(base_url.to_owned()),
+            "PUBLIC_URL" => Some(options.public_url.as_deref().unwrap_or(base_url).to_owned()),
             "OPENAI_BASE_URL" => model.base_url.clone(),
             "OPENAI_API_KEY" => model.api_key.clone(),
             "RINGBACK_MODEL" => model.default_model.clone(),
