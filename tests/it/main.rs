@@ -17,6 +17,7 @@ mod fixtures;
 mod hooks;
 mod hostile;
 mod large;
+mod lists;
 mod models;
 mod provider;
 mod server;

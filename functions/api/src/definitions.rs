@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    built_in,
+    built_in, filters,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -303,16 +303,7 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Res
 
 async fn list(ctx: &Context, org: Uuid, kind: Kind, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
-    let query = wanted.store_query();
-    let (listed, total) = if kind == Kind::Personality {
-        built_in::list(ctx, org, &query).await?
-    } else {
-        (
-            ctx.store.list_definitions(org, kind, &query).await?,
-            ctx.store.count_definitions(org, kind, &wanted.ids).await?,
-        )
-    };
-    let listed = wanted.cut(listed);
+    let (listed, total) = filters::definitions(ctx, org, kind, &wanted, &request.query).await?;
     let last = listed.entries.last().map(|definition| definition.id);
     wanted.answer(
         listed

@@ -41,6 +41,15 @@ impl Query {
         Self(parameters)
     }
 
+    /// All values of a parameter that may be repeated or hold several, separated by commas.
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        let values = self.0.get(name).into_iter().flatten();
+        values
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .filter(|value| !value.is_empty())
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0
             .get(name)?

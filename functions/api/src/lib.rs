@@ -3,6 +3,7 @@
 mod built_in;
 mod definitions;
 mod endpoints;
+mod filters;
 mod hook_secrets;
 mod http;
 mod items;

@@ -123,6 +123,37 @@ impl ListRequest {
         listed
     }
 
+    /// All of a list, the newest first.
+    pub(crate) fn everything() -> Self {
+        Self {
+            enveloped: false,
+            page: 1,
+            limit: MAX_LIMIT,
+            newest_first: true,
+            cursor: None,
+            ids: Uuid::nil()..=Uuid::max(),
+        }
+    }
+
+    /// The page out of all entries, which are in the list's order, and how many they are.
+    pub(crate) fn page_of<T>(&self, all: Vec<T>, id: impl Fn(&T) -> Uuid) -> (Listed<T>, u64) {
+        let total = all.len() as u64;
+        let from = match self.cursor {
+            // It is in the list, unless the filters have left it out since.
+            Some(cursor) => match all.iter().position(|entry| id(entry) == cursor) {
+                Some(place) => place + 1,
+                None => all.partition_point(|entry| match self.newest_first {
+                    true => id(entry) >= cursor,
+                    false => id(entry) <= cursor,
+                }),
+            },
+            None => self.skipped(),
+        };
+        let more = from.saturating_add(self.limit) < all.len();
+        let entries = all.into_iter().skip(from).take(self.limit).collect();
+        (Listed { entries, more }, total)
+    }
+
     /// The answer. `last` is the id of the page's last entry.
     pub(crate) fn answer(
         &self,

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{
     definitions::{self, Named},
-    hook_secrets,
+    filters, hook_secrets,
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -530,8 +530,7 @@ pub(crate) async fn current(ctx: &Context, head: &RunHead) -> Result<SimulationR
 /// Lists runs.
 pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
-    let listed = wanted.cut(ctx.store.list_runs(org, &wanted.store_query()).await?);
-    let total = ctx.store.count_runs(org, &wanted.ids).await?;
+    let (listed, total) = filters::runs(ctx, org, &wanted, &request.query).await?;
     let results: Vec<SimulationRun> = stream::iter(listed.entries.clone())
         .map(|head| async move { current(ctx, &head).await })
         .buffered(READS)
