@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{PERSONALITY, SCENARIO, SIMULATION, passing},
-    fixtures::{RUNS, assistant, ended, ids, inline, inline_target, list, personality, run, text},
+    fixtures::{
+        RUNS, assert_valid, assistant, ended, ids, inline, inline_target, list, personality, run, text,
+    },
     server::{Api, local},
     stand_in::StandIn,
 };
@@ -182,5 +184,60 @@ async fn runs_are_found_by_status_result_and_target() {
             .await;
         assert_eq!(status, 400, "{body}");
     }
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_runs_says_what_they_played() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let caller = api.post(PERSONALITY, &personality("Pat")).await;
+    let scenario = api.post(SCENARIO, &passing("stored")).await;
+    let body = json!({"name": "Stored", "scenarioId": scenario["id"], "personalityId": caller["id"]});
+    let simulation = api.post(SIMULATION, &body).await;
+    let body = json!({"name": "Nightly", "simulationIds": [simulation["id"], simulation["id"]]});
+    let suite = api.post(SUITE, &body).await;
+    let by_id = json!({"type": "simulation", "simulationId": simulation["id"]});
+    let by_suite = json!({"type": "simulationSuite", "simulationSuiteId": suite["id"]});
+    let here = inline(&passing("here"), &personality("Sam"));
+    let target = inline_target(&assistant(&stand_in, ""));
+    for entries in [
+        json!([by_id]),
+        json!([by_suite]),
+        json!([by_suite, here]),
+        json!([here]),
+    ] {
+        let made = api.post(RUNS, &run(entries, target.clone(), 1)).await;
+        ended(&api, text(&made["id"])).await;
+    }
+    api.delete(&format!("{SUITE}/{}", text(&suite["id"]))).await;
+    let page = api.get(&format!("{RUNS}?page=1&sortOrder=ASC")).await;
+    let mut told = Vec::new();
+    for one in list(&page["results"]) {
+        assert_valid("SimulationRunListItem", one);
+        let (summary, source) = (&one["summary"], &one["summary"]["source"]);
+        assert_eq!(summary["targetSnapshotName"], "Clinic");
+        let count = summary["simulationCount"].as_f64().unwrap();
+        told.push(json!([
+            source["type"],
+            source["id"],
+            source["name"],
+            source["linkable"],
+            source["simulationIds"],
+            count
+        ]));
+    }
+    let (simulation, suite) = (&simulation["id"], &suite["id"]);
+    assert_eq!(
+        told,
+        [
+            json!(["simulation", simulation, "Stored", true, [simulation], 1.0]),
+            json!(["suite", suite, "Nightly", false, [simulation], 2.0]),
+            json!(["adHoc", null, "3 simulations", false, [simulation], 3.0]),
+            json!(["adHoc", null, "Scenario here / Sam", false, [], 1.0]),
+        ]
+    );
+    let bare = api.get(RUNS).await;
+    assert!(list(&bare).iter().all(|one| one.get("summary").is_none()));
     local.shutdown().await;
 }

@@ -123,6 +123,11 @@ impl ListRequest {
         listed
     }
 
+    /// Whether a page is asked for, not the bare list.
+    pub(crate) fn is_paged(&self) -> bool {
+        self.enveloped
+    }
+
     /// All of a list, the newest first.
     pub(crate) fn everything() -> Self {
         Self {

@@ -10,8 +10,9 @@ use ringback_shared::{
         parse,
         run::{
             CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse,
-            SimulationEntry, SimulationRun, SimulationRunEntry, SimulationRunItemCounts, SimulationRunTarget,
-            Transport, TransportProvider,
+            SimulationEntry, SimulationRun, SimulationRunEntry, SimulationRunItemCounts,
+            SimulationRunListItem, SimulationRunListSource, SimulationRunListSummary,
+            SimulationRunSourceType, SimulationRunTarget, Transport, TransportProvider,
         },
     },
     progress,
@@ -527,16 +528,90 @@ pub(crate) async fn current(ctx: &Context, head: &RunHead) -> Result<SimulationR
     view(head, &manifest, &tally)
 }
 
+/// What a list shows of a run: what it played and against whom.
+async fn summary(
+    ctx: &Context,
+    head: &RunHead,
+    run: &SimulationRun,
+) -> Result<SimulationRunListSummary, ApiError> {
+    let refs = ctx.store.manifest(head.id).await?.refs;
+    // What came inline got its id when the run was created, and is stored nowhere.
+    let made_for_the_run = ids::floor_id(head.created_at);
+    let mut stored: Vec<Uuid> = refs
+        .iter()
+        .map(|reference| reference.simulation_id)
+        .filter(|id| *id < made_for_the_run)
+        .collect();
+    stored.sort_unstable();
+    stored.dedup();
+    let briefing = ctx.briefing(head.id, 0).await?;
+    let name_of = |value: Option<&Value>| {
+        value
+            .and_then(|value| value.get("name")?.as_str())
+            .map(str::to_owned)
+    };
+    let first = name_of(Some(&briefing.snapshot.simulation)).unwrap_or_default();
+    let named = |kind, id: Option<&str>| Some((kind, Uuid::try_parse(id?).ok()?));
+    let source = match run.simulations.as_slice() {
+        [SimulationRunEntry::SimulationSuite(entry)] => {
+            named(Kind::Suite, entry.suite()).map(|source| (source, entry.name.clone().unwrap_or_default()))
+        }
+        [SimulationRunEntry::Simulation(entry)] => {
+            named(Kind::Simulation, entry.simulation_id.as_deref()).map(|source| (source, first.clone()))
+        }
+        _ => None,
+    };
+    let (kind, id, name, linkable) = match source {
+        Some(((kind, id), name)) => (
+            match kind {
+                Kind::Suite => SimulationRunSourceType::Suite,
+                _ => SimulationRunSourceType::Simulation,
+            },
+            Some(id.to_string()),
+            name,
+            ctx.store.definition(head.org, kind, id).await?.is_some(),
+        ),
+        None => {
+            let name = match refs.len() {
+                1 => first,
+                count => format!("{count} simulations"),
+            };
+            (SimulationRunSourceType::AdHoc, None, name, false)
+        }
+    };
+    Ok(SimulationRunListSummary {
+        source: SimulationRunListSource {
+            kind,
+            id,
+            name,
+            linkable,
+            simulation_ids: stored.iter().map(ToString::to_string).collect(),
+            extra: Map::new(),
+        },
+        target_snapshot_name: name_of(briefing.target.get("assistant")),
+        simulation_count: i64::try_from(refs.len()).unwrap_or(i64::MAX),
+        extra: Map::new(),
+    })
+}
+
 /// Lists runs.
 pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
     let (listed, total) = filters::runs(ctx, org, &wanted, &request.query).await?;
-    let results: Vec<SimulationRun> = stream::iter(listed.entries.clone())
-        .map(|head| async move { current(ctx, &head).await })
+    // A page shows more of each run than the bare list does.
+    let paged = wanted.is_paged();
+    let results: Vec<Value> = stream::iter(listed.entries.clone())
+        .map(|head| async move {
+            let run = current(ctx, &head).await?;
+            if !paged {
+                return Ok::<_, ApiError>(json!(run));
+            }
+            let summary = summary(ctx, &head, &run).await?;
+            Ok(json!(SimulationRunListItem { run, summary }))
+        })
         .buffered(READS)
         .try_collect()
         .await?;
-    let results = results.into_iter().map(|run| json!(run)).collect();
     wanted.answer(
         results,
         total,
