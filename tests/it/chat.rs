@@ -300,7 +300,12 @@ async fn check_lists(server: &Server, run: &str, all: &[Value]) {
         RUNS,
     ] {
         let whole = api.get(path).await;
-        assert_eq!(pages(api, path, 3).await, list(&whole), "{path}");
+        let mut paged = pages(api, path, 3).await;
+        for run in paged.iter_mut().filter(|_| path == RUNS) {
+            // What only a page has.
+            run.as_object_mut().unwrap().remove("summary").unwrap();
+        }
+        assert_eq!(paged, list(&whole), "{path}");
         let newest_first = list(&whole).is_sorted_by(|a, b| text(&a["createdAt"]) >= text(&b["createdAt"]));
         assert!(newest_first, "{path}");
         assert_eq!(

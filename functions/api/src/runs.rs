@@ -482,6 +482,8 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
         id: head.id.to_string(),
         org_id: head.org.to_string(),
         status: match head.state {
+            // The counts are written a moment before the head.
+            RunState::Queued if tally.is_under_way() => RunStatus::Running,
             RunState::Queued => RunStatus::Queued,
             RunState::Running => RunStatus::Running,
             RunState::Ended => RunStatus::Ended,
