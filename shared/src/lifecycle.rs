@@ -303,6 +303,11 @@ pub fn pause_ms(attempts: u32) -> i64 {
     5_000 << (2 * attempts.saturating_sub(1)).min(8)
 }
 
+/// How long after it was queued again for the `requeues`-th time a step is looked at, in milliseconds.
+fn look_again_ms(requeues: u32) -> i64 {
+    (REQUEUE_AFTER_MS << requeues.min(5)).min(REQUEUE_CEILING_MS)
+}
+
 impl Item {
     /// The item at `index` of a new run, admitted and owed its start.
     ///
@@ -596,7 +601,7 @@ impl Item {
         if void_leases {
             item.not_before = None;
         }
-        item.due_at = Some(now + (REQUEUE_AFTER_MS << item.requeues.min(5)).min(REQUEUE_CEILING_MS));
+        item.due_at = Some(now + look_again_ms(item.requeues));
         item.requeues += 1;
         item.follow(now);
         Ok(item)

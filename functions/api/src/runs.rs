@@ -522,12 +522,15 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
 
 /// A run as it is now.
 pub(crate) async fn current(ctx: &Context, head: &RunHead) -> Result<SimulationRun, ApiError> {
-    let manifest = ctx.store.manifest(head.id).await?;
+    shown(ctx, head, &ctx.store.manifest(head.id).await?).await
+}
+
+async fn shown(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<SimulationRun, ApiError> {
     let tally = match &head.counts {
         Some(counts) => counts.clone(),
         None => ctx.store.tally(head.id, head.total).await?,
     };
-    view(head, &manifest, &tally)
+    view(head, manifest, &tally)
 }
 
 /// What a list shows of a run: what it played and against whom.
@@ -535,8 +538,8 @@ async fn summary(
     ctx: &Context,
     head: &RunHead,
     run: &SimulationRun,
+    refs: &[SimulationRef],
 ) -> Result<SimulationRunListSummary, ApiError> {
-    let refs = ctx.store.manifest(head.id).await?.refs;
     // What came inline got its id when the run was created, and is stored nowhere.
     let made_for_the_run = ids::floor_id(head.created_at);
     let mut stored: Vec<Uuid> = refs
@@ -604,11 +607,12 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
     let paged = wanted.is_paged();
     let results: Vec<Value> = stream::iter(listed.entries.clone())
         .map(|head| async move {
-            let run = current(ctx, &head).await?;
+            let manifest = ctx.store.manifest(head.id).await?;
+            let run = shown(ctx, &head, &manifest).await?;
             if !paged {
                 return Ok::<_, ApiError>(json!(run));
             }
-            let summary = summary(ctx, &head, &run).await?;
+            let summary = summary(ctx, &head, &run, &manifest.refs).await?;
             Ok(json!(SimulationRunListItem { run, summary }))
         })
         .buffered(READS)

@@ -40,8 +40,6 @@ const FRAMING: &[&str] = &[
     "transfer-encoding",
     "upgrade",
 ];
-/// What the older `secret` of a server is sent as.
-const LEGACY_SECRET_HEADER: &str = "x-vapi-secret";
 
 /// Handles one batch of messages; see [`batch::process`].
 ///
@@ -273,9 +271,6 @@ impl Letter<'_> {
             headers.insert(name, value);
             Ok(())
         };
-        if let Some(secret) = server.extra.get("secret").and_then(Value::as_str) {
-            put(LEGACY_SECRET_HEADER, secret)?;
-        }
         for (name, value) in server.headers.iter().flatten() {
             if FRAMING.contains(&name.to_ascii_lowercase().as_str()) {
                 continue;

@@ -1,6 +1,6 @@
 //! Does what a voice item is owed: places its call, looks it up, hangs it up.
 
-use std::{panic::AssertUnwindSafe, sync::Mutex};
+use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
 use ringback_shared::{
@@ -33,19 +33,9 @@ pub(crate) async fn work(ctx: &Context, item: Item) -> Outcome {
     let owner = ctx.owner();
     let now = ctx.clock.now_ms();
     let longest_ms = i64::try_from(ctx.config.max_call.as_millis()).unwrap_or(i64::MAX / 4);
-    let step = Mutex::new(None);
     let claimed = ctx
         .store
-        .transition(item, |item| {
-            let again = item.call.as_ref().is_some_and(|call| call.intended_at.is_some());
-            if let Ok(mut step) = step.lock() {
-                *step = Some(Step {
-                    owed: item.owed,
-                    again,
-                });
-            }
-            item.claim_call(&owner, LEASE_MS, longest_ms, now)
-        })
+        .transition(item, |item| item.claim_call(&owner, LEASE_MS, longest_ms, now))
         .await;
     let item = match claimed {
         Ok(item) => item,
@@ -55,9 +45,16 @@ pub(crate) async fn work(ctx: &Context, item: Item) -> Outcome {
         }
         Err(TransitionError::Store(error)) => return Outcome::Retry(error.to_string()),
     };
-    let step = step.into_inner().ok().flatten();
-    let Some(step) = step.filter(|_| item.owed != Owed::Nothing) else {
+    if item.owed == Owed::Nothing {
         return Outcome::Done;
+    }
+    let step = Step {
+        owed: item.owed,
+        // The intent of a first start is the one that was written just now.
+        again: item
+            .call
+            .as_ref()
+            .is_some_and(|call| call.intended_at != Some(now)),
     };
     let worker = Worker { ctx, owner };
     let done = AssertUnwindSafe(Box::pin(worker.perform(item.clone(), step)))

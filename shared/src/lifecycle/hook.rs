@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Item, Lease, Owed, REQUEUE_AFTER_MS, REQUEUE_CEILING_MS, Refused, State};
+use super::{Item, Lease, Owed, REQUEUE_AFTER_MS, Refused, State, look_again_ms};
 use crate::ids;
 
 /// What is told.
@@ -273,7 +273,7 @@ impl Hook {
         if let Some(lease) = &mut hook.lease {
             lease.until = lease.until.min(now);
         }
-        hook.due_at = Some(now + (REQUEUE_AFTER_MS << self.requeues.min(5)).min(REQUEUE_CEILING_MS));
+        hook.due_at = Some(now + look_again_ms(self.requeues));
         hook.requeues += 1;
         Ok(hook)
     }
