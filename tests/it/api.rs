@@ -612,3 +612,31 @@ async fn secrets_are_added_and_deleted_but_never_the_last() {
     assert_refused(&api.call(Method::GET, &endpoint, None).await, 404, "not found");
     local.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_personality_keeps_its_credentials_until_they_are_named() {
+    let stand_in = StandIn::start().await;
+    let (_local, api) = local(&stand_in).await;
+    let credentials = json!([{"provider": "custom-llm", "apiKey": "of the caller"}]);
+    let mut wanted = personality("careful");
+    wanted["assistant"]["credentials"] = credentials.clone();
+    let made = api.post(PERSONALITY, &wanted).await;
+    let path = format!("{PERSONALITY}/{}", text(&made["id"]));
+    let change = async |body: Value| {
+        let (status, changed) = api.call(Method::PATCH, &path, Some(&body)).await;
+        assert_eq!(status, 200, "{changed}");
+        changed["assistant"].clone()
+    };
+    let changed = change(json!({"assistant": {"firstMessage": "Hello."}})).await;
+    assert_eq!(
+        (
+            &changed["credentials"],
+            &changed["firstMessage"],
+            &changed["model"]
+        ),
+        (&credentials, &json!("Hello."), &Value::Null),
+        "the assistant is replaced as a whole, but for its credentials"
+    );
+    let cleared = change(json!({"assistant": {"firstMessage": "Hello.", "credentials": []}})).await;
+    assert_eq!(cleared["credentials"], json!([]));
+}

@@ -176,7 +176,8 @@ async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Re
 async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> Result<Response, ApiError> {
     built_in::refuse(kind, id, "changed")?;
     let read = found(ctx, org, kind, id).await?;
-    let changes = check_change(kind, without_own(body))?;
+    let mut changes = check_change(kind, without_own(body))?;
+    keep_credentials(&read.body, &mut changes);
     let mut changed = read.body.as_object().cloned().unwrap_or_default();
     for (name, value) in &changes {
         if value.is_null() {
@@ -195,6 +196,15 @@ async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> 
         .update_definition(org, kind, &read, changed.clone())
         .await?;
     Response::ok(changed)
+}
+
+/// A change of a personality replaces its assistant as a whole, but for the credentials: they stay unless the change names
+/// them, and an empty list clears them.
+fn keep_credentials(before: &Value, changes: &mut Object) {
+    let kept = before.pointer("/assistant/credentials");
+    if let (Some(kept), Some(Value::Object(assistant))) = (kept, changes.get_mut("assistant")) {
+        assistant.entry("credentials").or_insert_with(|| kept.clone());
+    }
 }
 
 /// What these fields of a definition name must exist.
