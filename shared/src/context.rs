@@ -88,13 +88,20 @@ impl Briefing {
                     .get("instructions")
                     .and_then(Value::as_str)
                     .unwrap_or_default(),
-                target: self.target.get("assistant").unwrap_or(&Value::Null),
+                target: conversation::Target::of(&self.target),
                 tool_mocks: scenario.get("toolMocks").unwrap_or(&Value::Null),
                 target_overrides: scenario.get("targetOverrides").unwrap_or(&Value::Null),
                 limits,
             }))
         };
         Arc::clone(self.plan.get_or_init(make))
+    }
+
+    /// Whether the target is a speech-to-speech model; see [`conversation::has_live_target`].
+    #[must_use]
+    pub fn has_live_target(&self) -> bool {
+        let overrides = self.snapshot.scenario.get("targetOverrides");
+        conversation::has_live_target(&self.target, overrides.unwrap_or(&Value::Null))
     }
 }
 

@@ -3,6 +3,10 @@
 //! [`Plan`] is fixed for the whole conversation; [`Conversation`] is a plan and the replies so far. [`Conversation::next`]
 //! says what to do, the caller does it, stores the [`Reply`] and then pushes it. A conversation made anew from the stored
 //! replies goes on exactly where the other one was.
+//!
+//! The target may be a squad: then one member after the other is the target, and the stored replies alone say which.
+
+mod squad;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,6 +20,9 @@ use crate::{
     llm::{ChatReply, ChatRequest, Json, Purpose, ToolCall, Usage, apply_settings, text_of},
     models::Object,
 };
+
+use self::squad::{Handoff, Member};
+pub use self::squad::{Target, has_live_target};
 
 const END_CALL: &str = "endCall";
 
@@ -131,6 +138,16 @@ pub struct ToolResult {
     pub result: String,
     /// Whether a tool mock of the scenario gave it.
     pub mocked: bool,
+    /// The squad's member that the conversation was handed to by this call, by its place in the squad, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handoff: Option<u32>,
+}
+
+impl ToolResult {
+    /// As the model that called the tool reads it.
+    fn message(&self) -> Json {
+        Json::new(&json!({"role": "tool", "tool_call_id": self.tool_call_id, "content": self.result}))
+    }
 }
 
 /// One reply of one side: the record that is stored.
@@ -160,6 +177,12 @@ pub struct Reply {
     /// The model that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The name of the squad's member that replied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assistant_name: Option<String>,
+    /// The id of the stored assistant that this member is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assistant_id: Option<String>,
 }
 
 /// What a [`Plan`] is made from.
@@ -169,8 +192,8 @@ pub struct Parts<'a> {
     pub personality: &'a Value,
     /// The scenario's instructions for the tester.
     pub instructions: &'a str,
-    /// The assistant under test, with its tools resolved.
-    pub target: &'a Value,
+    /// The agent under test, with its tools resolved.
+    pub target: Target<'a>,
     /// The scenario's `toolMocks`, or null.
     pub tool_mocks: &'a Value,
     /// The scenario's `targetOverrides`, or null.
@@ -192,6 +215,14 @@ struct Side {
     end_phrases: Vec<String>,
     /// What is said when a tool ends the call and nothing else is said.
     end_message: Option<String>,
+    /// Who it is, if it is a squad's member with a name.
+    name: Option<String>,
+    /// The stored assistant that it is, if it is a squad's member.
+    id: Option<String>,
+    /// What it says first when the conversation is handed to it, if it does not leave that to its model.
+    greeting: Option<String>,
+    /// Its tools that hand the conversation to another member.
+    handoffs: HashMap<String, Handoff>,
 }
 
 impl Side {
@@ -224,6 +255,28 @@ impl Side {
             end_tools: tools.ending,
             end_phrases: phrases.filter(|phrase| !phrase.is_empty()).collect(),
             end_message: assistant.get("endCallMessage").and_then(text_of),
+            name: None,
+            id: None,
+            greeting: None,
+            handoffs: tools.handoffs,
+        }
+    }
+
+    /// The target, or one member of it; `members` are all of them.
+    fn target(member: &Member, members: &[Member]) -> Self {
+        let assistant = &member.assistant;
+        let mut tools = Tools::of_member(member, members);
+        if assistant.get("endCallFunctionEnabled") == Some(&Value::Bool(true)) {
+            tools.offer_end_call();
+        }
+        let opening = prompt(assistant).iter().map(Json::new).collect();
+        let speaks = mode(assistant) == Mode::Speaks;
+        let greeting = assistant.get("firstMessage").filter(|_| speaks);
+        Self {
+            name: member.name.clone(),
+            id: member.id.clone(),
+            greeting: greeting.and_then(text_of),
+            ..Self::new(assistant, opening, tools)
         }
     }
 }
@@ -232,7 +285,9 @@ impl Side {
 #[derive(Debug, Clone)]
 pub struct Plan {
     tester: Side,
-    target: Side,
+    /// The target: one, or a squad's members in their order. There is always a first one.
+    first: Side,
+    others: Vec<Side>,
     mocks: HashMap<String, String>,
     starter: Speaker,
     first_message: Option<String>,
@@ -267,16 +322,14 @@ impl Plan {
         tools.offer_end_call();
         let tester = Side::new(personality, opening, tools);
 
-        let assistant = overridden(parts.target, parts.target_overrides);
-        if starter == Speaker::Target && mode(&assistant) != Mode::Generates {
+        let members = parts.target.members(parts.target_overrides);
+        let nobody = Member::default();
+        let lead = members.first().unwrap_or(&nobody);
+        let assistant = &lead.assistant;
+        if starter == Speaker::Target && mode(assistant) != Mode::Generates {
             first_message = assistant.get("firstMessage").and_then(text_of);
         }
-        let mut tools = Tools::of(&assistant);
-        if assistant.get("endCallFunctionEnabled") == Some(&Value::Bool(true)) {
-            tools.offer_end_call();
-        }
-        let opening = prompt(&assistant).iter().map(Json::new).collect();
-        let target = Side::new(&assistant, opening, tools);
+        let others = members.iter().skip(1);
 
         let mocks = parts.tool_mocks.as_array().into_iter().flatten();
         let mocks = mocks
@@ -295,7 +348,8 @@ impl Plan {
         }
         Self {
             tester,
-            target,
+            first: Side::target(lead, &members),
+            others: others.map(|member| Side::target(member, &members)).collect(),
             mocks: mocks.collect(),
             starter,
             first_message,
@@ -303,24 +357,51 @@ impl Plan {
         }
     }
 
-    const fn side(&self, speaker: Speaker) -> &Side {
-        match speaker {
-            Speaker::Tester => &self.tester,
-            Speaker::Target => &self.target,
+    /// The side that speaks; of the target it is the `member` with that place.
+    fn side(&self, speaker: Speaker, member: usize) -> &Side {
+        match (speaker, member) {
+            (Speaker::Tester, _) => &self.tester,
+            (Speaker::Target, 0) => &self.first,
+            (Speaker::Target, place) => self.others.get(place - 1).unwrap_or(&self.first),
         }
     }
 
-    fn result(&self, speaker: Speaker, call: &ToolCall) -> ToolResult {
+    /// What the tools give back that one reply calls. Of several handoffs in it the first that is possible is done.
+    fn results(&self, speaker: Speaker, member: usize, calls: &[ToolCall]) -> Vec<ToolResult> {
+        let mut handed = None;
+        let result = |call: &ToolCall| {
+            let result = self.result(speaker, member, call, handed);
+            handed = handed.or(result.handoff);
+            result
+        };
+        calls.iter().map(result).collect()
+    }
+
+    fn result(&self, speaker: Speaker, member: usize, call: &ToolCall, handed: Option<u32>) -> ToolResult {
+        let side = self.side(speaker, member);
         let mock = if speaker == Speaker::Target {
             self.mocks.get(&call.name)
         } else {
             None
         };
-        let result = match mock {
-            Some(result) => result.clone(),
-            None if self.side(speaker).end_tools.contains(&call.name) => "The call has ended.".to_owned(),
-            None if speaker == Speaker::Tester => format!("Error: the caller has no tool {}.", call.name),
-            None => format!(
+        let mut handoff = None;
+        let result = match (mock, side.handoffs.get(&call.name)) {
+            (Some(result), _) => result.clone(),
+            (None, _) if side.end_tools.contains(&call.name) => "The call has ended.".to_owned(),
+            (None, _) if speaker == Speaker::Tester => {
+                format!("Error: the caller has no tool {}.", call.name)
+            }
+            (None, Some(_)) if handed.is_some() => {
+                "Error: the conversation was handed over by another call already.".to_owned()
+            }
+            (None, Some(way)) => match way.lead(&call.arguments, member) {
+                Ok((place, said)) => {
+                    handoff = Some(place);
+                    said
+                }
+                Err(why) => why,
+            },
+            (None, None) => format!(
                 "Error: the tool {0} was not run. This simulation runs no tools; add a tool mock with the name {0}.",
                 call.name
             ),
@@ -330,6 +411,7 @@ impl Plan {
             name: call.name.clone(),
             result,
             mocked: mock.is_some(),
+            handoff,
         }
     }
 }
@@ -397,11 +479,8 @@ fn said(role: &str, text: &str) -> Json {
     Json::new(&json!({"role": role, "content": text}))
 }
 
-/// The target with the overrides laid over it and the placeholders filled in.
-fn overridden(target: &Value, overrides: &Value) -> Object {
-    let mut assistant = target.as_object().cloned().unwrap_or_default();
-    let empty = Object::new();
-    let overrides = overrides.as_object().unwrap_or(&empty);
+/// Lays `overrides` over an assistant. Of its `model` only the fields that they name are replaced.
+fn lay_over(assistant: &mut Object, overrides: &Object) {
     for (key, value) in overrides {
         match (key.as_str(), value) {
             ("variableValues" | "tools:append", _) => {}
@@ -427,12 +506,31 @@ fn overridden(target: &Value, overrides: &Value) -> Object {
             }
         }
     }
-    let variables = overrides.get("variableValues").unwrap_or(&Value::Null);
-    let lookup = |path: &str| match path.split('.').try_fold(variables, |at, key| at.get(key))? {
+}
+
+/// The value of a variable, which may be inside of another one: `shop.city`.
+fn variable(variables: &Object, path: &str) -> Option<String> {
+    let mut steps = path.split('.');
+    let first = variables.get(steps.next()?)?;
+    match steps.try_fold(first, |at, key| at.get(key))? {
         Value::String(text) => Some(text.clone()),
         Value::Null => None,
         other => Some(other.to_string()),
-    };
+    }
+}
+
+/// An assistant with the overrides laid over it, the last ones on top, and the placeholders filled in from the variables of
+/// all of them. Gives these variables too.
+fn overridden(assistant: &Value, layers: &[&Value]) -> (Object, Object) {
+    let mut assistant = assistant.as_object().cloned().unwrap_or_default();
+    let mut variables = Object::new();
+    for overrides in layers.iter().filter_map(|layer| layer.as_object()) {
+        lay_over(&mut assistant, overrides);
+        if let Some(Value::Object(values)) = overrides.get("variableValues") {
+            variables.extend(values.clone());
+        }
+    }
+    let lookup = |path: &str| variable(&variables, path);
     for key in ["firstMessage", "endCallMessage"] {
         if let Some(Value::String(text)) = assistant.get_mut(key) {
             *text = fill(text, lookup);
@@ -454,7 +552,7 @@ fn overridden(target: &Value, overrides: &Value) -> Object {
             _ => {}
         }
     }
-    assistant
+    (assistant, variables)
 }
 
 /// Replaces `{{name}}` by what `lookup` knows for it, and `{{name | default: "text"}}` by the text where it knows nothing.
@@ -497,6 +595,7 @@ struct Tools {
     offered: Vec<Json>,
     names: HashSet<String>,
     ending: HashSet<String>,
+    handoffs: HashMap<String, Handoff>,
 }
 
 impl Tools {
@@ -600,9 +699,15 @@ pub enum Next {
 pub struct Conversation {
     plan: Arc<Plan>,
     replies: Vec<Reply>,
-    /// The conversation as each side's model sees it.
+    /// For each reply which member of the target was the target then.
+    members: Vec<usize>,
+    /// The conversation as each side's model sees it, of the target the active member's.
     tester_view: Vec<Json>,
     target_view: Vec<Json>,
+    /// The member that is the target now.
+    active: usize,
+    /// Whether the last reply made it that.
+    handed: bool,
     speaker: Speaker,
     /// What the speaker has said in this turn; the other side hears it when the turn is over.
     spoken: String,
@@ -619,8 +724,11 @@ impl Conversation {
         let plan = plan.into();
         let mut conversation = Self {
             replies: Vec::with_capacity(replies.len()),
+            members: Vec::new(),
             tester_view: plan.tester.base.messages.clone(),
-            target_view: plan.target.base.messages.clone(),
+            target_view: plan.first.base.messages.clone(),
+            active: 0,
+            handed: false,
             speaker: plan.starter,
             spoken: String::new(),
             turns: 0,
@@ -654,11 +762,22 @@ impl Conversation {
         if now_ms.saturating_sub(first.at) >= plan.limits.max_seconds.saturating_mul(1000) {
             return Next::End(EndedReason::ExceededMaxDuration);
         }
-        self.call()
+        match &self.side().greeting {
+            Some(text) if self.handed => Next::Say {
+                speaker: self.speaker,
+                text: text.clone(),
+            },
+            _ => self.call(),
+        }
+    }
+
+    /// The side that is to speak.
+    fn side(&self) -> &Side {
+        self.plan.side(self.speaker, self.active)
     }
 
     fn call(&self) -> Next {
-        let side = self.plan.side(self.speaker);
+        let side = self.side();
         let view = match self.speaker {
             Speaker::Tester => &self.tester_view,
             Speaker::Target => &self.target_view,
@@ -679,19 +798,19 @@ impl Conversation {
     }
 
     fn record(&self, content: Option<String>, tool_calls: Vec<ToolCall>, at: i64, ended_at: i64) -> Reply {
+        let side = self.side();
         Reply {
             n: u32::try_from(self.replies.len()).unwrap_or(u32::MAX),
             speaker: self.speaker,
             content,
-            tool_results: tool_calls
-                .iter()
-                .map(|call| self.plan.result(self.speaker, call))
-                .collect(),
+            tool_results: self.plan.results(self.speaker, self.active, &tool_calls),
             tool_calls,
             at,
             ended_at,
             usage: None,
             model: None,
+            assistant_name: side.name.clone(),
+            assistant_id: side.id.clone(),
         }
     }
 
@@ -709,7 +828,7 @@ impl Conversation {
     /// milliseconds since the Unix epoch. Changes nothing: store the record, then [`Conversation::push`] it.
     #[must_use]
     pub fn accept(&self, reply: ChatReply, started_ms: i64, ended_ms: i64) -> Reply {
-        let side = self.plan.side(self.speaker);
+        let side = self.side();
         let mut calls = reply.tool_calls;
         for (index, call) in calls.iter_mut().enumerate() {
             if call.id.is_empty() {
@@ -723,7 +842,11 @@ impl Conversation {
         if content.is_none() && calls.iter().any(|call| side.end_tools.contains(&call.name)) {
             content.clone_from(&side.end_message);
         }
-        let record = self.record(content, calls, started_ms, ended_ms);
+        let mut record = self.record(content, calls, started_ms, ended_ms);
+        if record.content.is_none() {
+            // Who hands over without a word says what the destination has for that.
+            record.content = side.handing_over(&record);
+        }
         Reply {
             usage: reply.usage,
             model: reply.model,
@@ -733,7 +856,8 @@ impl Conversation {
 
     /// Adds a stored reply.
     pub fn push(&mut self, reply: Reply) {
-        let side = self.plan.side(reply.speaker);
+        let side = self.plan.side(reply.speaker, self.active);
+        self.handed = false;
         let ended_by = |target: EndedReason| match reply.speaker {
             Speaker::Tester => EndedReason::CustomerEndedCall,
             Speaker::Target => target,
@@ -755,11 +879,7 @@ impl Conversation {
             }
         } else {
             own.push(tool_call_message(content, &reply.tool_calls));
-            for result in &reply.tool_results {
-                own.push(Json::new(&json!({
-                    "role": "tool", "tool_call_id": result.tool_call_id, "content": result.result
-                })));
-            }
+            own.extend(reply.tool_results.iter().map(ToolResult::message));
         }
         if reply
             .tool_calls
@@ -784,7 +904,26 @@ impl Conversation {
         } else {
             self.pass_on();
         }
+        let handoff = reply.tool_results.iter().find_map(|result| result.handoff);
+        self.members.push(self.active);
         self.replies.push(reply);
+        if let (Some(member), None) = (handoff, self.ended) {
+            self.hand_over(member);
+        }
+    }
+
+    /// Makes another member the target: it goes on in the same turn, with what it is to know of the conversation.
+    fn hand_over(&mut self, member: u32) {
+        let former = self.plan.side(self.speaker, self.active);
+        let history = self.replies.last().and_then(|reply| former.history(reply));
+        self.active = member as usize;
+        self.handed = true;
+        self.target_view = squad::view(
+            &self.side().base.messages,
+            history.unwrap_or_default(),
+            self.replies.iter().zip(self.members.iter().copied()),
+            self.active,
+        );
     }
 
     /// Ends the speaker's turn.
@@ -820,7 +959,7 @@ impl Conversation {
     #[must_use]
     pub fn hang_up_reason(&self) -> Option<String> {
         let last = self.replies.last()?;
-        let side = self.plan.side(last.speaker);
+        let side = self.plan.side(last.speaker, self.active);
         let call = last
             .tool_calls
             .iter()
@@ -872,7 +1011,8 @@ fn ends_with_phrase(text: &str, phrases: &[String]) -> bool {
 }
 
 /// The messages of these replies: `assistant` is the target, `user` the tester; tool use of either side shows as
-/// `tool_calls` and `tool_call_result` with a `speaker`. `time` and `endTime` are milliseconds since the Unix epoch.
+/// `tool_calls` and `tool_call_result` with a `speaker`. `time` and `endTime` are milliseconds since the Unix epoch. What a
+/// squad's member said and did has its `assistantName` and, if it is stored, its `assistantId`.
 ///
 /// Prompts are left out: they are in the item's snapshots already, and the tester's is nothing that the target was told.
 #[must_use]
@@ -892,6 +1032,14 @@ pub fn messages(replies: &[Reply]) -> Vec<Value> {
             });
             if let (Some(message), Value::Object(rest)) = (message.as_object_mut(), rest) {
                 message.extend(rest);
+                for (field, value) in [
+                    ("assistantName", &reply.assistant_name),
+                    ("assistantId", &reply.assistant_id),
+                ] {
+                    if let Some(value) = value {
+                        message.insert(field.to_owned(), json!(value));
+                    }
+                }
             }
             messages.push(message);
         };
@@ -903,7 +1051,7 @@ pub fn messages(replies: &[Reply]) -> Vec<Value> {
                     "assistant"
                 },
                 text,
-                Value::Null,
+                json!({}),
             );
         }
         let speaker = reply.speaker.as_str();
@@ -954,7 +1102,7 @@ mod tests {
         Arc::new(Plan::new(&Parts {
             personality: &personality,
             instructions: "Book a table.",
-            target: &target,
+            target: Target::Assistant(&target),
             tool_mocks: &mocks,
             target_overrides: &overrides,
             limits: Limits::default(),

@@ -45,6 +45,8 @@ pub struct Facts<'a> {
     pub ended_ms: Option<i64>,
     /// How it was held.
     pub transport: Transport,
+    /// Whether the target is a speech-to-speech model, which has no latencies to expect anything of.
+    pub live_target: bool,
 }
 
 /// The latencies of one turn in milliseconds, as far as they were measured.
@@ -128,6 +130,7 @@ pub struct Plan {
     outputs: Vec<Output>,
     groups: Vec<Group>,
     transport: Transport,
+    live_target: bool,
 }
 
 /// A verdict.
@@ -189,6 +192,7 @@ impl Plan {
             outputs,
             groups,
             transport: facts.transport,
+            live_target: facts.live_target,
         }
     }
 
@@ -217,7 +221,7 @@ impl Plan {
         let latency: Vec<_> = self
             .expectations
             .iter()
-            .map(|expected| judge_latency(expected, self.transport, latencies))
+            .map(|expected| judge_latency(expected, self.no_latencies(), latencies))
             .collect();
         let outcomes = results
             .iter()
@@ -237,6 +241,15 @@ impl Plan {
                 latency_evaluations: (!latency.is_empty()).then_some(latency),
                 extra: Object::new(),
             },
+        }
+    }
+
+    /// Why nothing can be expected of latencies, if that is so.
+    fn no_latencies(&self) -> Option<&'static str> {
+        match (self.transport, self.live_target) {
+            (Transport::Chat, _) => Some("a chat has no latencies"),
+            (Transport::Voice, true) => Some("the target is a speech-to-speech model (GPT Live)"),
+            (Transport::Voice, false) => None,
         }
     }
 
@@ -914,7 +927,7 @@ fn compare(found: Option<&Primitive>, comparator: Comparator, expected: &Primiti
 
 fn judge_latency(
     expected: &LatencyExpectation,
-    transport: Transport,
+    skipped: Option<&str>,
     latencies: &[TurnLatency],
 ) -> LatencyEvaluationResult {
     let mut result = LatencyEvaluationResult {
@@ -929,9 +942,9 @@ fn judge_latency(
         skip_reason: None,
         extra: Object::new(),
     };
-    if transport == Transport::Chat {
+    if let Some(reason) = skipped {
         result.is_skipped = Some(true);
-        result.skip_reason = Some("a chat has no latencies".to_owned());
+        result.skip_reason = Some(reason.to_owned());
         return result;
     }
     let pick = |turn: &TurnLatency| match expected.metric {
@@ -1014,6 +1027,7 @@ mod tests {
             started_ms: Some(0),
             ended_ms: Some(9_500),
             transport: Transport::Chat,
+            live_target: false,
         }
     }
 
@@ -1462,12 +1476,7 @@ mod tests {
     #[test]
     fn latencies_are_aggregated_rounded_and_compared() {
         let actual = |aggregation: &str, values: Vec<f64>| {
-            judge_latency(
-                &expectation("turn", aggregation, 100.0),
-                Transport::Voice,
-                &turns(values),
-            )
-            .actual_ms
+            judge_latency(&expectation("turn", aggregation, 100.0), None, &turns(values)).actual_ms
         };
         let up_to = |n: i32| (1..=n).rev().map(f64::from).collect::<Vec<_>>();
         for (aggregation, values, expected) in [
@@ -1524,6 +1533,48 @@ mod tests {
             verdict(Transport::Voice, &[], &[]).results.latency_evaluations,
             None
         );
+    }
+
+    #[test]
+    fn nothing_is_expected_of_a_live_targets_latencies() {
+        let live = Facts {
+            live_target: true,
+            ..voice(&[])
+        };
+        let expected = [expectation("turn", "max", 100.0)];
+        let verdict = Plan::new(&[], &expected, &live).verdict(&Extractions::new(), &turns([500.0]));
+        let result = &verdict.results.latency_evaluations.as_ref().unwrap()[0];
+        assert_eq!((result.is_skipped, result.passed), (Some(true), false));
+        assert!(result.skip_reason.as_ref().unwrap().contains("GPT Live"));
+        assert!(verdict.results.passed && verdict.all_required_skipped);
+        assert_eq!(
+            verdict.results.latency_metrics.unwrap().avg_turn,
+            Some(500.0),
+            "what was measured is still shown"
+        );
+    }
+
+    #[test]
+    fn that_all_that_was_required_was_skipped_is_said() {
+        let skipped = |required: bool| {
+            let mut output = ai("n", json!({"type": "boolean"}));
+            output["conditions"] = json!([{"type": "minMessages", "count": 1}]);
+            let mut evaluation = evaluation(output, "=", json!(true));
+            evaluation.item.required = Some(required);
+            evaluation
+        };
+        let judged_ok = evaluation(ai("m", json!({"type": "boolean"})), "=", json!(true));
+        let found = Extractions::from([(1, Ok(json!(true)))]);
+        for (evaluations, says) in [
+            (vec![skipped(true)], true),
+            (vec![skipped(true), judged_ok], false),
+            (vec![skipped(false)], false),
+            (vec![], false),
+        ] {
+            let verdict = judged(&evaluations, &found);
+            assert!(verdict.results.passed);
+            assert_eq!(verdict.all_required_skipped, says, "{evaluations:?}");
+        }
     }
 
     proptest! {

@@ -43,7 +43,8 @@ pub enum Missed {
     NoAnswer,
 }
 
-/// The actions of a scenario's hooks for `event`. One that names no server goes to the target's own `server`.
+/// The actions of a scenario's hooks for `event`. One that names no server goes to the target's own `server`, of a squad to that
+/// of its first member.
 #[must_use]
 pub fn actions(snapshot: &Snapshot, target: &Value, event: HookEvent) -> Vec<Action> {
     let on = match event {
@@ -55,8 +56,10 @@ pub fn actions(snapshot: &Snapshot, target: &Value, event: HookEvent) -> Vec<Act
         .get("hooks")
         .and_then(|hooks| serde_json::from_value(hooks.clone()).ok())
         .unwrap_or_default();
+    let first = || target.get("squad")?.get("members")?.get(0)?.get("assistant");
     let default = target
         .get("assistant")
+        .or_else(first)
         .and_then(|assistant| assistant.get("server"))
         .and_then(|server| serde_json::from_value::<Server>(server.clone()).ok())
         .filter(has_url);
@@ -264,7 +267,12 @@ mod tests {
         );
         let target = json!({"assistant": {"server": {"url": "https://own"}}});
         assert_eq!(
-            urls(target, HookEvent::Ended)[0],
+            urls(target.clone(), HookEvent::Ended)[0],
+            (1, 0, Some("https://own".to_owned()))
+        );
+        let squad = json!({"squad": {"members": [target, {}]}});
+        assert_eq!(
+            urls(squad, HookEvent::Ended)[0],
             (1, 0, Some("https://own".to_owned()))
         );
         assert!(

@@ -53,6 +53,9 @@ pub struct Order {
     pub target: Value,
     /// The answers of the target's tools.
     pub tool_mocks: Value,
+    /// What happens when the target uses another tool: `error` or `run`. Without it the provider decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmocked_tools: Option<Value>,
     /// Where events go.
     pub webhooks: Webhooks,
     /// After how many seconds the provider ends the call.
@@ -489,7 +492,14 @@ pub fn order(
 ) -> Order {
     let scenario = &snapshot.scenario;
     let overrides = scenario.get("targetOverrides").filter(|value| !value.is_null());
-    let mut target = json!({"type": "assistant", "assistant": target.get("assistant")});
+    let mut target = match target.get("squad") {
+        Some(squad) => json!({"type": "squad", "squad": squad}),
+        None => json!({"type": "assistant", "assistant": target.get("assistant")}),
+    };
+    // A mock that is switched off is none: who does not look at `enabled` must not use it.
+    let mocks = scenario.get("toolMocks").and_then(Value::as_array);
+    let mocks = mocks.into_iter().flatten();
+    let mocks = mocks.filter(|mock| mock.get("enabled") != Some(&Value::Bool(false)));
     if let (Some(overrides), Some(object)) = (overrides, target.as_object_mut()) {
         object.insert("assistantOverrides".to_owned(), overrides.clone());
     }
@@ -503,7 +513,11 @@ pub fn order(
                 .unwrap_or_default(),
         ),
         target,
-        tool_mocks: scenario.get("toolMocks").cloned().unwrap_or(json!([])),
+        tool_mocks: mocks.cloned().collect(),
+        unmocked_tools: scenario
+            .get("unmockedTools")
+            .filter(|mode| !mode.is_null())
+            .cloned(),
         webhooks,
         max_duration_seconds,
         metadata: json!({

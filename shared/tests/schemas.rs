@@ -454,6 +454,8 @@ fn faults_begin_with_their_path() {
     );
     assert!(scenario(json!({ "instructions": long(10_001) })).starts_with("instructions must be shorter"));
     assert!(scenario(json!({ "path": "a/b/c/d" })).starts_with("path must be"));
+    assert_eq!(scenario(json!({ "unmockedTools": "run" })), "");
+    assert!(scenario(json!({ "unmockedTools": "maybe" })).starts_with("unmockedTools: "));
     let server =
         json!({ "timeoutSeconds": 301, "backoffPlan": { "maxRetries": 11, "baseDelaySeconds": -0.5 } });
     let hooks = json!([{ "on": "simulation.run.ended", "do": [{ "type": "webhook", "server": server }] }]);
@@ -534,11 +536,15 @@ fn runs_name_each_part_once() {
         )
     };
     assert_eq!(
-        target(json!({ "type": "squad", "squadId": UUID, "squad": {} })),
+        target(json!({ "type": "squad", "squadId": UUID, "squad": { "members": [{ "assistant": {} }] } })),
         "target.squadId cannot be combined with squad; iterations must not be less than 1"
     );
     assert!(
         target(json!({ "type": "assistant" })).starts_with("target.assistantId or assistant must be given")
+    );
+    assert!(
+        target(json!({ "type": "squad", "squad": { "members": [{ "assistantId": "x" }] } }))
+            .starts_with("target.squad.members.0.assistantId must be a UUID")
     );
     assert!(
         faults::<CreateSimulationRun>(

@@ -101,6 +101,7 @@ async fn who_has_no_key_sees_nothing_and_unknown_ids_are_not_found() {
             SIMULATION,
             RUNS,
             "/assistant",
+            "/squad",
             "/structured-output",
         ] {
             assert_refused(

@@ -21,6 +21,7 @@ mod lists;
 mod models;
 mod provider;
 mod server;
+mod squads;
 mod stand_in;
 mod store;
 mod suites;

@@ -2,7 +2,8 @@
 //! until the test ends it, Ringback asks for its end, or the time is over that [`Auto::Both`] gives it.
 //!
 //! What was said follows from the order alone. A call whose tester has a directive (see [`crate::stand_in`]) names a caller
-//! of its `sim`, as a chat does, so that the judge can tell the simulations apart.
+//! of its `sim`, as a chat does, so that the judge can tell the simulations apart. Where an order says what becomes of tools that
+//! have no mock, the target uses each of its functions once.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -626,6 +627,9 @@ fn ended_event(
         let name = if *role == "user" { "User" } else { "AI" };
         transcript.push(format!("{name}: {text}"));
     }
+    if record.started.is_some() {
+        messages.extend(tools_used(&record.body, started));
+    }
     let latencies = turns.iter().map(|turn| {
         let (model, voice, transcriber) = (turn / 2, turn / 4, turn / 8);
         json!({
@@ -660,6 +664,39 @@ fn ended_event(
         .chain(started)
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+}
+
+/// The functions of the order's target, each used once, if the order says what becomes of those without a mock.
+fn tools_used(order: &Value, time: i64) -> Vec<Value> {
+    let target = &order["target"];
+    let assistant = match target["type"].as_str() {
+        Some("squad") => &target["squad"]["members"][0]["assistant"],
+        _ => &target["assistant"],
+    };
+    let (Some(mode), Some(tools)) = (
+        order["unmockedTools"].as_str(),
+        assistant["model"]["tools"].as_array(),
+    ) else {
+        return Vec::new();
+    };
+    let mut used = Vec::new();
+    for name in tools.iter().filter_map(|tool| tool["function"]["name"].as_str()) {
+        let mocks = order["toolMocks"].as_array().into_iter().flatten();
+        let mock = mocks
+            .filter(|mock| mock["toolName"] == name && mock["enabled"] != false)
+            .find_map(|mock| mock["result"].as_str());
+        let result = match (mock, mode) {
+            (Some(result), _) => result.to_owned(),
+            (None, "error") => format!("Error: {name} was not run"),
+            (None, _) => format!("{name} ran for real"),
+        };
+        let call = json!({"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}});
+        used.push(json!({"role": "tool_calls", "toolCalls": [call], "time": time, "endTime": time}));
+        used.push(json!({
+            "role": "tool_call_result", "toolCallId": name, "name": name, "result": result, "time": time, "endTime": time,
+        }));
+    }
+    used
 }
 
 /// A call as who asks for it sees it.

@@ -198,6 +198,14 @@ async fn a_run_holds_what_its_suites_hold_at_that_moment() {
         .collect();
     assert_eq!(names[0], "Nightly");
     assert_eq!(names[2], "Nightly", "the server writes it");
+    for (entry, older) in [(0, &Value::Null), (2, &suite["id"])] {
+        let entry = &created["simulations"][entry];
+        assert_eq!(
+            (&entry["simulationSuiteId"], &entry["suiteId"]),
+            (&suite["id"], older),
+            "under its newer name, and under the older one where that was used"
+        );
+    }
     assert_eq!(list(&created["simulationRunItemIds"]).len(), 3 + 1 + 3 + 1);
 
     // What changes now is of no matter to the run.

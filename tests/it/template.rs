@@ -921,6 +921,7 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
     .collect();
     for kind in [
         "assistant",
+        "squad",
         "structured-output",
         "personality",
         "scenario",

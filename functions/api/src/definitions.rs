@@ -1,4 +1,4 @@
-//! Personalities, scenarios, simulations, suites, assistants and structured outputs: create, read, list, change, delete.
+//! Personalities, scenarios, simulations, suites, assistants, squads and structured outputs: create, read, list, change, delete.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use ringback_shared::{
     ids,
     models::{
         Object, Validate,
-        assistant::CreateAssistant,
+        assistant::{self, CreateAssistant, CreateSquad, UpdateSquad},
         evaluation::{CreateStructuredOutput, UpdateStructuredOutput},
         parse,
         simulation::{
@@ -36,6 +36,7 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::Simulation => "Simulation",
         Kind::Suite => "Simulation suite",
         Kind::Assistant => "Assistant",
+        Kind::Squad => "Squad",
         Kind::StructuredOutput => "Structured output",
         Kind::Endpoint => "Endpoint",
     }
@@ -56,6 +57,7 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Simulation => checked::<CreateSimulation>(body),
         Kind::Suite => checked::<CreateSimulationSuite>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
+        Kind::Squad => checked::<CreateSquad>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
     }
@@ -68,6 +70,7 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Simulation => checked::<UpdateSimulation>(body),
         Kind::Suite => checked::<UpdateSimulationSuite>(body),
         Kind::Assistant => checked::<CreateAssistant>(body),
+        Kind::Squad => checked::<UpdateSquad>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
     }
@@ -229,7 +232,21 @@ async fn check_references(ctx: &Context, org: Uuid, kind: Kind, fields: &Object)
             simulations.get(Kind::Simulation, id)?;
         }
     }
+    if kind == Kind::Squad {
+        load_members(ctx, org, fields).await?;
+    }
     Ok(())
+}
+
+/// Reads the stored assistants that a squad's members are: all of them are there.
+pub(crate) async fn load_members(ctx: &Context, org: Uuid, squad: &Object) -> Result<Named, ApiError> {
+    let ids = || assistant::members(squad).filter_map(|member| member.get("assistantId")?.as_str());
+    let mut assistants = Named::default();
+    assistants.load(ctx, org, Kind::Assistant, ids()).await?;
+    for id in ids() {
+        assistants.get(Kind::Assistant, id)?;
+    }
+    Ok(assistants)
 }
 
 /// The texts in a list.

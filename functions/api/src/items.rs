@@ -274,6 +274,7 @@ async fn view(
         personality_id: reference.personality_id.map(|id| id.to_string()),
         metadata: Some(SimulationRunItemMetadata {
             assistant: briefing.target.get("assistant").cloned().and_then(object),
+            squad: briefing.target.get("squad").cloned().and_then(object),
             scenario: object(snapshot.scenario.clone()),
             personality: object(snapshot.personality.clone()),
             simulation: object(snapshot.simulation.clone()),

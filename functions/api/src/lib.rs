@@ -60,6 +60,8 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
     match (method, path.as_slice()) {
         (_, ["assistant"]) => define(Kind::Assistant, None).await,
         (_, ["assistant", id]) => define(Kind::Assistant, Some(id)).await,
+        (_, ["squad"]) => define(Kind::Squad, None).await,
+        (_, ["squad", id]) => define(Kind::Squad, Some(id)).await,
         (_, ["endpoint", rest @ ..]) => endpoints::serve(ctx, org, rest, request).await,
         (_, ["hook", "secret", rest @ ..]) => hook_secrets::serve(ctx, org, rest, request).await,
         (_, ["structured-output"]) => define(Kind::StructuredOutput, None).await,

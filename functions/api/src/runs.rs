@@ -12,7 +12,7 @@ use ringback_shared::{
             CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse,
             SimulationEntry, SimulationRun, SimulationRunEntry, SimulationRunItemCounts,
             SimulationRunListItem, SimulationRunListSource, SimulationRunListSummary,
-            SimulationRunSourceType, SimulationRunTarget, Transport, TransportProvider,
+            SimulationRunSourceType, SimulationRunTarget, TargetSquad, Transport, TransportProvider,
         },
     },
     progress,
@@ -102,7 +102,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         transport: provider.as_str().to_owned(),
         endpoint,
         cap,
-        target_type: "assistant".to_owned(),
+        target_type: wanted.target.target_type().to_string(),
         target_id,
         manifest,
         target,
@@ -184,10 +184,9 @@ async fn resolve_target(
     org: Uuid,
     target: &SimulationRunTarget,
 ) -> Result<(Value, Option<Uuid>), ApiError> {
-    let SimulationRunTarget::Assistant(target) = target else {
-        return Err(ApiError::bad_request(
-            "target.type squad is not supported yet; use assistant",
-        ));
+    let target = match target {
+        SimulationRunTarget::Assistant(target) => target,
+        SimulationRunTarget::Squad(target) => return resolve_squad(ctx, org, target).await,
     };
     if let Some(assistant) = &target.assistant {
         return Ok((json!({ "assistant": assistant }), None));
@@ -195,6 +194,48 @@ async fn resolve_target(
     let id = target.assistant_id.as_deref().unwrap_or_default();
     let stored = definitions::found(ctx, org, Kind::Assistant, id).await?;
     Ok((json!({ "assistant": stored.body }), Some(stored.id)))
+}
+
+/// The most that a squad may have with the assistants of its members, in bytes of JSON: every process that holds its
+/// conversations keeps it in memory.
+const MAX_SQUAD: usize = 5_000_000;
+
+/// The squad with the assistants that its members are at this moment.
+async fn resolve_squad(
+    ctx: &Context,
+    org: Uuid,
+    target: &TargetSquad,
+) -> Result<(Value, Option<Uuid>), ApiError> {
+    let (mut squad, id) = match &target.squad {
+        Some(squad) => (squad.config.clone(), None),
+        None => {
+            let id = target.squad_id.as_deref().unwrap_or_default();
+            let stored = definitions::found(ctx, org, Kind::Squad, id).await?;
+            let squad = stored.body.as_object().cloned().unwrap_or_default();
+            (squad, Some(stored.id))
+        }
+    };
+    let assistants = definitions::load_members(ctx, org, &squad).await?;
+    let members = squad.get_mut("members").and_then(Value::as_array_mut);
+    let mut bytes = 0;
+    for member in members.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if let Some(id) = member.get("assistantId").and_then(Value::as_str) {
+            let (_, assistant) = assistants.get(Kind::Assistant, id)?;
+            let assistant = assistant.clone();
+            bytes += assistant.to_string().len();
+            member.insert("assistant".to_owned(), assistant);
+        }
+        if bytes > MAX_SQUAD {
+            return Err(ApiError::new(
+                413,
+                format!(
+                    "the assistants of a squad may have at most {} MB",
+                    MAX_SQUAD / 1_000_000
+                ),
+            ));
+        }
+    }
+    Ok((json!({ "squad": squad }), id))
 }
 
 /// One simulation of a run as its entry describes it.
@@ -225,6 +266,10 @@ async fn load_suites(
         if let SimulationRunEntry::SimulationSuite(entry) = entry {
             let (_, suite) = suites.get(Kind::Suite, entry.suite().unwrap_or_default())?;
             entry.name = suite.get("name").and_then(Value::as_str).map(str::to_owned);
+            if entry.simulation_suite_id.is_none() {
+                // Who reads the run need not know the older name.
+                entry.simulation_suite_id.clone_from(&entry.suite_id);
+            }
         }
     }
     Ok(suites)
@@ -593,9 +638,20 @@ async fn summary(
             simulation_ids: stored.iter().map(ToString::to_string).collect(),
             extra: Map::new(),
         },
-        target_snapshot_name: name_of(briefing.target.get("assistant")),
+        target_snapshot_name: target_name(&briefing.target),
         simulation_count: i64::try_from(refs.len()).unwrap_or(i64::MAX),
         extra: Map::new(),
+    })
+}
+
+/// What a run's target is called; a squad without a name is called as its first member.
+fn target_name(target: &Value) -> Option<String> {
+    let name = |value: &Value| value.get("name")?.as_str().map(str::to_owned);
+    let assistant = target.get("assistant").and_then(name);
+    assistant.or_else(|| {
+        let squad = target.get("squad")?;
+        let first = || name(squad.get("members")?.get(0)?.get("assistant")?);
+        name(squad).or_else(first)
     })
 }
 

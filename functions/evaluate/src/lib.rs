@@ -156,6 +156,7 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
         started_ms: item.started_at(),
         ended_ms: item.ended().map(|ended| ended.at),
         transport: if voice { Transport::Voice } else { Transport::Chat },
+        live_target: briefing.has_live_target(),
     };
     let snapshot = &briefing.snapshot;
     let scenario: CreateScenario = serde_json::from_value(snapshot.scenario.clone()).map_err(corrupt)?;

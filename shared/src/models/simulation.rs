@@ -88,6 +88,9 @@ pub struct CreateScenario {
     /// Fixed results for the target's tools.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_mocks: Option<Vec<ScenarioToolMock>>,
+    /// What happens when the target uses a tool that has no mock; without it the provider of the call decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmocked_tools: Option<UnmockedTools>,
     /// Folder it is filed under.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -121,6 +124,13 @@ pub struct UpdateScenario {
     /// Fixed results for the target's tools.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_mocks: Option<Vec<ScenarioToolMock>>,
+    /// What happens when the target uses a tool that has no mock; `null` leaves it to the provider of the call.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub unmocked_tools: Option<Option<UnmockedTools>>,
     /// Folder it is filed under; `null` removes it from its folder.
     #[serde(
         default,
@@ -163,6 +173,9 @@ pub struct Scenario {
     /// Fixed results for the target's tools.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_mocks: Option<Vec<ScenarioToolMock>>,
+    /// What happens when the target uses a tool that has no mock; without it the provider of the call decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmocked_tools: Option<UnmockedTools>,
     /// Folder it is filed under.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -516,6 +529,16 @@ kinds::names! {
         Assistant = "assistant",
         /// A squad of assistants.
         Squad = "squad",
+    }
+}
+
+kinds::names! {
+    /// What happens when the target uses a tool that has no mock, or one that is switched off.
+    UnmockedTools {
+        /// It gets an error.
+        Error = "error",
+        /// It runs for real, where tools can be run.
+        Run = "run",
     }
 }
 

@@ -20,6 +20,8 @@ pub enum Kind {
     Suite,
     /// An agent under test.
     Assistant,
+    /// Assistants that hand a conversation to each other.
+    Squad,
     /// Something to extract from a conversation.
     StructuredOutput,
     /// A provider of calls.
@@ -34,6 +36,7 @@ impl Kind {
             Self::Simulation => "simulation",
             Self::Suite => "suite",
             Self::Assistant => "assistant",
+            Self::Squad => "squad",
             Self::StructuredOutput => "structured-output",
             Self::Endpoint => "endpoint",
         }

@@ -21,6 +21,7 @@ use ringback_shared::{
     clock::{Clock, SystemClock, iso},
     conversation::{self, Conversation, Limits, Next, Parts, Plan, Reply, Speaker},
     llm::{self, Endpoint, ModelClient},
+    models::simulation::UnmockedTools,
     net::Outbound,
     webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, sign},
 };
@@ -205,17 +206,31 @@ struct Order {
     target: Target,
     webhooks: Webhooks,
     max_duration_seconds: Option<i64>,
-    /// Not in the contract: what the target's tools answer.
+    /// What the target's tools answer.
     #[serde(default)]
     tool_mocks: Value,
+    /// What happens when it uses another one.
+    unmocked_tools: Option<UnmockedTools>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Target {
-    assistant: Value,
+    assistant: Option<Value>,
+    squad: Option<Value>,
     #[serde(default)]
     assistant_overrides: Value,
+}
+
+impl Target {
+    /// Who is under test, if the order says it.
+    fn who(&self) -> Option<conversation::Target<'_>> {
+        let assistant = || self.assistant.as_ref().map(conversation::Target::Assistant);
+        self.squad
+            .as_ref()
+            .map(conversation::Target::Squad)
+            .or_else(assistant)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -226,6 +241,17 @@ struct Webhooks {
 }
 
 impl Order {
+    /// Why the call cannot be placed as it is ordered, if that is so.
+    fn fault(&self) -> Option<&'static str> {
+        if self.target.who().is_none() {
+            return Some("target has neither an assistant nor a squad");
+        }
+        // Who asked for the real thing must not be told that it works when it got an error.
+        let real = self.unmocked_tools == Some(UnmockedTools::Run);
+        real.then_some("unmockedTools run cannot be done: this provider has no tools to run; use error")
+    }
+
+    /// The conversation of the call. Whatever tool has no mock gets an error: there is nothing here to run it with.
     fn plan(&self) -> Plan {
         // Of the tester's prompts a plan reads the first only: the others follow as its instructions.
         let prompts = self.tester["model"]["messages"].as_array();
@@ -239,7 +265,10 @@ impl Order {
         Plan::new(&Parts {
             personality: &self.tester,
             instructions: &others.join("\n\n"),
-            target: &self.target.assistant,
+            target: self
+                .target
+                .who()
+                .unwrap_or(conversation::Target::Assistant(&Value::Null)),
             tool_mocks: &self.tool_mocks,
             target_overrides: &self.target.assistant_overrides,
             limits: Limits {
@@ -264,6 +293,9 @@ async fn place(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byte
         Ok(order) => order,
         Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("the order of a call: {error}")),
     };
+    if let Some(fault) = order.fault() {
+        return problem(StatusCode::BAD_REQUEST, &format!("the order of a call: {fault}"));
+    }
     let clients = match &shared.clients {
         Ok(clients) => clients.clone(),
         // Asking again would not help: no status that means "unknown".
@@ -596,6 +628,63 @@ mod tests {
         let prompt = request.messages[0].value();
         let prompt = prompt["content"].as_str().unwrap();
         assert!(prompt.contains("You call a clinic.") && prompt.contains("2. Thanks, goodbye."));
+    }
+
+    #[test]
+    fn a_tool_without_a_mock_gets_an_error_and_is_never_said_to_run() {
+        let mut body = body();
+        body["unmockedTools"] = json!("error");
+        body["toolMocks"] = json!([{"toolName": "book", "result": "booked", "enabled": false}]);
+        let order: Order = serde_json::from_value(body.clone()).unwrap();
+        assert_eq!(order.fault(), None);
+        let mut conversation = Conversation::new(order.plan(), Vec::new());
+        conversation.push(conversation.say(Speaker::Target, "Hello".to_owned(), 0));
+        for reply in [said("I want a slot"), called(None, "book")] {
+            let reply = conversation.accept(reply, 0, 0);
+            conversation.push(reply);
+        }
+        let event = ended(&json!({}), 0, conversation.replies(), Ending::of("x"));
+        let result = event["messages"].as_array().unwrap().last().unwrap();
+        assert_eq!(result["role"], "tool_call_result");
+        assert!(
+            result["result"].as_str().unwrap().starts_with("Error"),
+            "{result}"
+        );
+        body["unmockedTools"] = json!("run");
+        let order: Order = serde_json::from_value(body.clone()).unwrap();
+        assert!(order.fault().unwrap().contains("unmockedTools"));
+        body["unmockedTools"] = json!("perhaps");
+        assert!(serde_json::from_value::<Order>(body).is_err());
+    }
+
+    #[test]
+    fn a_squad_is_played_by_its_members() {
+        let mut body = body();
+        body["target"] = json!({"type": "squad", "assistantOverrides": {"variableValues": {"name": "Ann"}}, "squad": {"members": [
+            {"assistant": {"name": "Desk", "firstMessage": "Hello {{name}}!"},
+                "assistantDestinations": [{"type": "assistant", "assistantName": "Billing"}]},
+            {"assistant": {"name": "Billing"}},
+        ]}});
+        let order: Order = serde_json::from_value(body.clone()).unwrap();
+        assert_eq!(order.fault(), None);
+        let mut conversation = Conversation::new(order.plan(), Vec::new());
+        assert!(matches!(conversation.next(0), Next::Say { text, .. } if text == "Hello Ann!"));
+        conversation.push(conversation.say(Speaker::Target, "Hello Ann!".to_owned(), 0));
+        for reply in [
+            said("My bill?"),
+            called(None, "handoff_to_Billing"),
+            said("It is $80."),
+        ] {
+            let reply = conversation.accept(reply, 0, 0);
+            conversation.push(reply);
+        }
+        let event = ended(&json!({}), 0, conversation.replies(), Ending::of("x"));
+        let messages = event["messages"].as_array().unwrap();
+        let names = [&messages[0], messages.last().unwrap()].map(|message| &message["assistantName"]);
+        assert_eq!(names, ["Desk", "Billing"]);
+        body["target"] = json!({"type": "squad"});
+        let order: Order = serde_json::from_value(body).unwrap();
+        assert!(order.fault().is_some());
     }
 
     #[test]
