@@ -21,6 +21,7 @@ mod lists;
 mod models;
 mod provider;
 mod server;
+mod slots;
 mod stand_in;
 mod store;
 mod suites;

@@ -5,6 +5,7 @@
 //! of its `sim`, as a chat does, so that the judge can tell the simulations apart.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -286,6 +287,13 @@ impl ProviderStandIn {
     /// How many calls go on: placed and not ended.
     pub(crate) fn calls_up(&self) -> usize {
         self.shared.log().up
+    }
+
+    /// The ids of the calls that go on.
+    pub(crate) fn ids_up(&self) -> BTreeSet<String> {
+        let log = self.shared.log();
+        let up = log.lines.iter().filter(|line| line.over.is_none());
+        up.map(|line| line.record.id.clone()).collect()
     }
 
     /// How many calls ever went on at once.

@@ -127,7 +127,7 @@ async fn without_message(ctx: &Context, queue: WorkQueue, mut waiting: Vec<DueKe
             return Vec::new();
         }
     };
-    waiting.sort_unstable_by_key(|due| due.due_at);
+    waiting.sort_unstable_by(|a, b| a.by_age().cmp(&b.by_age()));
     let without = waiting.len().saturating_sub(messages);
     let past_belief = waiting.partition_point(|due| due.due_at <= now - PAST_BELIEF_MS);
     waiting.truncate(without.max(past_belief));

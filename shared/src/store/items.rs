@@ -138,6 +138,13 @@ impl DueKey {
         })
     }
 
+    /// What puts rows in order by age: since when they are due, and where they are, so that the order of those of the same
+    /// moment is always the same.
+    #[must_use]
+    pub fn by_age(&self) -> (i64, &str, &str) {
+        (self.due_at, &self.pk, &self.sk)
+    }
+
     /// The org and the run, if the row is a run's head.
     #[must_use]
     pub fn run(&self) -> Option<(Uuid, Uuid)> {
