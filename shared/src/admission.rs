@@ -3,23 +3,22 @@
 //! Whoever creates a run and whoever gives slots back writes first and then looks here, so no wake-up is lost; `sweep` looks
 //! as well. Any number of them may look at the same time: a slot is a row that is put only where none is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use uuid::Uuid;
 
 use crate::{
     clock::Deadline,
     context::Context,
-    lifecycle::{CALL_SLOTS, Owed, REQUEUE_AFTER_MS, Slots},
+    lifecycle::{CALL_SLOTS, Item, Owed, REQUEUE_AFTER_MS, Slots},
     store::{Admitted, PARTITION, StoreError, Waiting},
 };
 
 /// Time that is kept back, so that an invocation ends before its deadline.
 const MARGIN: std::time::Duration = std::time::Duration::from_secs(2);
-/// How many items of a run are looked at first to find one that waits, and then in each further look.
-const LOOK_AHEAD: u32 = 10;
+/// How many items are read where those that were expected to wait do not.
 const LOOK_FURTHER: u32 = PARTITION;
-/// How far a run's place may fall behind before it is written: behind only means another look.
+/// How far a run's place may fall behind before it is written: behind only means that some items are read once more.
 const PLACE_LAG: u32 = 5;
 
 /// The organization's call slots that nobody holds, as far as this look knows.
@@ -40,102 +39,190 @@ impl Free {
 /// # Errors
 /// When the table cannot be read or written.
 pub async fn admit(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<(), StoreError> {
-    let mut go_on = true;
-    while go_on && deadline.left() > MARGIN {
-        go_on = false;
-        let waiting = ctx.store.waiting_runs(org).await?;
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        let held: BTreeSet<u32> = ctx.store.held_call_slots(org).await?.into_iter().collect();
-        let free = (0..ctx.config.call_slots).filter(|slot| !held.contains(slot));
-        let mut free = Free(free.collect());
-        for run in waiting {
-            let calls = if run.voice {
-                let Some(pair) = free.pair() else { continue };
-                pair
-            } else {
-                Vec::new()
-            };
-            let slot = match run.cap {
-                None => None,
-                Some(cap) => match free_run_slot(ctx, &run, cap).await? {
-                    Some(slot) => Some(slot),
-                    None => continue,
-                },
-            };
-            let slots = Slots { calls, run: slot };
-            match admit_one(ctx, org, &run, &slots, deadline).await? {
-                One::Admitted => {
-                    free.take(&slots);
-                    go_on = true;
-                }
-                // The slots are free still, but somebody else is at work: look at everything anew.
-                One::Lost => {
-                    go_on = true;
-                    break;
-                }
-                One::NoneWaits => {}
-            }
+    while deadline.left() > MARGIN {
+        if look(ctx, org, deadline).await? == Look::Done {
+            break;
         }
     }
     Ok(())
 }
 
-async fn free_run_slot(ctx: &Context, run: &Waiting, cap: u32) -> Result<Option<u32>, StoreError> {
-    let held: BTreeSet<u32> = ctx.store.held_run_slots(run.run).await?.into_iter().collect();
-    Ok((0..cap).find(|slot| !held.contains(slot)))
+/// How a look ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// There is nothing left to do for it. What became free or began to wait after it had read is looked at by whoever made
+    /// it so: they write first and look afterwards. So nothing is read again at its end.
+    Done,
+    /// Somebody else is at work on the same: everything has to be looked at anew.
+    Overtaken,
 }
 
-/// What came of looking for an item to admit.
-enum One {
-    Admitted,
-    Lost,
-    NoneWaits,
+/// Reads what waits and what is free once, and admits from that.
+async fn look(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<Look, StoreError> {
+    let waiting = ctx.store.waiting_runs(org).await?;
+    let free = if waiting.iter().any(|run| run.voice) {
+        let held: BTreeSet<u32> = ctx.store.held_call_slots(org).await?.into_iter().collect();
+        (0..ctx.config.call_slots)
+            .filter(|slot| !held.contains(slot))
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let mut free = Free(free);
+    let mut lines: Vec<Line> = waiting.into_iter().map(Line::new).collect();
+    let look = take_turns(ctx, &mut lines, &mut free, deadline).await?;
+    for line in &lines {
+        line.keep_place(ctx, org).await?;
+    }
+    Ok(look)
 }
 
-/// Admits the first item of a run that waits.
-async fn admit_one(
+/// One item of each run in turn, for as long as any of them can be given slots.
+async fn take_turns(
     ctx: &Context,
-    org: Uuid,
-    run: &Waiting,
-    slots: &Slots,
+    lines: &mut [Line],
+    free: &mut Free,
     deadline: Deadline,
-) -> Result<One, StoreError> {
-    let mut next = run.next;
-    let mut one = One::NoneWaits;
-    let mut count = LOOK_AHEAD;
-    'look: while next < run.total && deadline.left() > MARGIN {
-        let items = ctx.store.items_from(run.run, next, count).await?;
-        count = LOOK_FURTHER;
-        if items.is_empty() {
-            // Not expanded yet; who expands it looks again.
-            break;
-        }
-        for item in items {
-            if item.index != next {
-                // What is between is being stored at this moment.
-                break 'look;
+) -> Result<Look, StoreError> {
+    let mut go_on = true;
+    while go_on {
+        go_on = false;
+        for line in &mut *lines {
+            if deadline.left() <= MARGIN {
+                return Ok(Look::Done);
             }
-            if item.owed == Owed::Admit {
-                one = match ctx.store.admit(&item, slots, ctx.clock.now_ms()).await? {
-                    Admitted::Yes => {
-                        next = item.index + 1;
-                        One::Admitted
-                    }
-                    Admitted::Past | Admitted::Lost => One::Lost,
-                };
-                break 'look;
+            match line.admit_one(ctx, free, deadline).await? {
+                Some(Admitted::Yes) => go_on = true,
+                Some(Admitted::Past | Admitted::Lost) => return Ok(Look::Overtaken),
+                None => {}
             }
-            next = item.index + 1;
         }
     }
-    if next >= run.total {
-        ctx.store.end_waiting(org, run.run).await?;
-    } else if next - run.next >= PLACE_LAG {
-        put_off(ctx, org, &Waiting { next, ..run.clone() }).await?;
+    Ok(Look::Done)
+}
+
+/// A run that waits, as far as this look knows.
+struct Line {
+    run: Waiting,
+    /// No item before this one waits.
+    next: u32,
+    /// Items from there on, as they were read.
+    ahead: VecDeque<Item>,
+    /// The run's own slots that nobody holds, once they were read.
+    own: Option<Vec<u32>>,
+}
+
+impl Line {
+    fn new(run: Waiting) -> Self {
+        Self {
+            next: run.next,
+            run,
+            ahead: VecDeque::new(),
+            own: None,
+        }
     }
-    Ok(one)
+
+    /// Admits the run's first item that waits, if there is one and there are slots for it.
+    async fn admit_one(
+        &mut self,
+        ctx: &Context,
+        free: &mut Free,
+        deadline: Deadline,
+    ) -> Result<Option<Admitted>, StoreError> {
+        let mut slots = Slots::default();
+        let mut room = usize::MAX;
+        if self.run.voice {
+            let Some(pair) = free.pair() else { return Ok(None) };
+            room = free.0.len() / CALL_SLOTS;
+            slots.calls = pair;
+        }
+        if let Some(cap) = self.run.cap {
+            let own = self.own_slots(ctx, cap).await?;
+            let Some(&slot) = own.first() else { return Ok(None) };
+            room = room.min(own.len());
+            slots.run = Some(slot);
+        }
+        let Some(item) = self.first_waiting(ctx, room, deadline).await? else {
+            return Ok(None);
+        };
+        let admitted = ctx.store.admit(&item, &slots, ctx.clock.now_ms()).await?;
+        if admitted == Admitted::Yes {
+            self.next = item.index + 1;
+            free.take(&slots);
+            if let Some(own) = &mut self.own {
+                own.retain(|&slot| slots.run != Some(slot));
+            }
+        }
+        Ok(Some(admitted))
+    }
+
+    async fn own_slots(&mut self, ctx: &Context, cap: u32) -> Result<&[u32], StoreError> {
+        if self.own.is_none() {
+            let held: BTreeSet<u32> = ctx
+                .store
+                .held_run_slots(self.run.run)
+                .await?
+                .into_iter()
+                .collect();
+            let free = (0..cap).filter(|slot| !held.contains(slot));
+            // A cap may be any number, but no more slots are needed than there are items.
+            let most = self.run.total.saturating_sub(self.next);
+            self.own = Some(free.take(most as usize).collect());
+        }
+        Ok(self.own.as_deref().unwrap_or_default())
+    }
+
+    /// The run's first item that waits. Of those ahead so many are read as there is `room` for, and not all that wait.
+    async fn first_waiting(
+        &mut self,
+        ctx: &Context,
+        room: usize,
+        deadline: Deadline,
+    ) -> Result<Option<Item>, StoreError> {
+        let mut count = u32::try_from(room)
+            .unwrap_or(LOOK_FURTHER)
+            .saturating_add(PLACE_LAG)
+            .min(LOOK_FURTHER);
+        while self.next < self.run.total {
+            if self.ahead.is_empty() {
+                if deadline.left() <= MARGIN {
+                    break;
+                }
+                self.ahead = ctx.store.items_from(self.run.run, self.next, count).await?.into();
+                count = LOOK_FURTHER;
+            }
+            match self.ahead.pop_front() {
+                Some(item) if item.index == self.next && item.owed == Owed::Admit => return Ok(Some(item)),
+                Some(item) if item.index == self.next => self.next += 1,
+                // Not expanded yet, or being stored at this moment; who expands it looks again.
+                Some(_) | None => {
+                    self.ahead.clear();
+                    break;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes how far the run is, if that is worth a write.
+    async fn keep_place(&self, ctx: &Context, org: Uuid) -> Result<(), StoreError> {
+        if self.next >= self.run.total {
+            ctx.store.end_waiting(org, self.run.run).await
+        } else if self.next - self.run.next >= PLACE_LAG {
+            let next = self.next;
+            put_off(
+                ctx,
+                org,
+                &Waiting {
+                    next,
+                    ..self.run.clone()
+                },
+            )
+            .await
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// Writes a run's place, with the next look ahead.

@@ -250,6 +250,9 @@ pub struct Item {
     /// How often the present step was put on its queue again.
     #[serde(default)]
     pub requeues: u32,
+    /// When `sweep` first missed its message, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed_at: Option<i64>,
     /// Who works on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
@@ -294,6 +297,9 @@ pub enum Refused {
 pub const REQUEUE_AFTER_MS: i64 = 120_000;
 /// The longest time between two looks at a queued step, in milliseconds.
 pub const REQUEUE_CEILING_MS: i64 = 3_600_000;
+/// How long an item whose message seems to be gone must go on waiting until that is believed, in milliseconds. A worker may
+/// have received the message a moment ago; before this time is over it has claimed the item.
+pub const SURE_AFTER_MS: i64 = 30_000;
 /// How often a step may fail before its item does.
 pub const MAX_ATTEMPTS: u32 = 4;
 
@@ -328,6 +334,7 @@ impl Item {
             version: 1,
             attempts: 0,
             requeues: 0,
+            missed_at: None,
             lease: None,
             facts: Facts::default(),
             call: None,
@@ -433,6 +440,7 @@ impl Item {
         self.not_before = None;
         self.attempts = 0;
         self.requeues = 0;
+        self.missed_at = None;
         self.due_at = Some(now + REQUEUE_AFTER_MS);
     }
 
@@ -473,6 +481,7 @@ impl Item {
             until: now + lease_ms,
         });
         self.not_before = None;
+        self.missed_at = None;
         self.due_at = Some(now + lease_ms);
     }
 
@@ -601,10 +610,34 @@ impl Item {
         if void_leases {
             item.not_before = None;
         }
+        item.missed_at = None;
         item.due_at = Some(now + look_again_ms(item.requeues));
         item.requeues += 1;
         item.follow(now);
         Ok(item)
+    }
+
+    /// `sweep` found the item due although its queue does not hold messages for all that wait. The first time that is only
+    /// noted, and the item stays due; if it still waits [`SURE_AFTER_MS`] later, it is [requeued](Item::requeue). So what comes
+    /// back without [`Item::missed_at`] is to be put on its queue.
+    ///
+    /// # Errors
+    /// When it does not wait for a worker, is not due, or was missed for the first time just now.
+    pub fn miss(&self, now: i64) -> Result<Self, Refused> {
+        if self.waiting().is_none() {
+            return Err(Refused::Past);
+        }
+        if self.due_at.is_none_or(|due| due > now) {
+            return Err(Refused::TooEarly);
+        }
+        match self.missed_at {
+            Some(at) if now < at + SURE_AFTER_MS => Err(Refused::TooEarly),
+            Some(_) => self.requeue(false, now),
+            None => Ok(Self {
+                missed_at: Some(now),
+                ..self.next(now)
+            }),
+        }
     }
 
     fn close(&mut self, state: State, now: i64) {
@@ -618,6 +651,7 @@ impl Item {
         self.owed = Owed::Nothing;
         self.due_at = None;
         self.not_before = None;
+        self.missed_at = None;
         self.lease = None;
     }
 

@@ -223,6 +223,23 @@ pub async fn requeue(ctx: &Context, at: ItemKey, void_leases: bool) -> Result<Op
     }
 }
 
+/// Looks after an item whose message does not seem to be on its queue, as [`Item::miss`] says. Gives the item once it is to be
+/// put on its queue again.
+///
+/// # Errors
+/// When the table cannot be read or written.
+pub async fn miss(ctx: &Context, at: ItemKey) -> Result<Option<Item>, StoreError> {
+    let now = ctx.clock.now_ms();
+    let Some(item) = ctx.store.item(at).await? else {
+        return Ok(None);
+    };
+    match ctx.store.transition(item, |item| item.miss(now)).await {
+        Ok(item) => Ok(Some(item).filter(|item| item.missed_at.is_none())),
+        Err(TransitionError::Refused { .. }) => Ok(None),
+        Err(TransitionError::Store(error)) => Err(error),
+    }
+}
+
 /// Moves a hook's next look forward and gives the hook, as [`requeue`] does for an item.
 ///
 /// # Errors

@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use aws_sdk_sqs::{Client, error::DisplayErrorContext, types::SendMessageBatchRequestEntry};
+use aws_sdk_sqs::{
+    Client,
+    error::DisplayErrorContext,
+    types::{QueueAttributeName, SendMessageBatchRequestEntry},
+};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -11,6 +15,39 @@ use crate::lifecycle::{Hook, Item, Owed};
 
 /// SQS delays a message by at most 15 minutes.
 const MAX_DELAY_SECONDS: i64 = 900;
+
+/// A queue that carries items' work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkQueue {
+    /// Conversations: to be begun, gone on with, looked up and hung up.
+    RunItems,
+    /// Verdicts.
+    Evaluations,
+}
+
+impl WorkQueue {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::RunItems, Self::Evaluations];
+
+    /// The queue that carries what is owed, if one does.
+    #[must_use]
+    pub fn of(owed: Owed) -> Option<Self> {
+        match owed {
+            Owed::Start | Owed::Continue | Owed::LookUp | Owed::HangUp => Some(Self::RunItems),
+            Owed::Evaluate => Some(Self::Evaluations),
+            Owed::Nothing | Owed::Admit | Owed::Deliver => None,
+        }
+    }
+
+    /// Its name, as the local stack calls it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RunItems => "run-items",
+            Self::Evaluations => "evaluations",
+        }
+    }
+}
 
 /// What a worker is asked to do for an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,10 +128,10 @@ impl Queues {
     pub async fn send(&self, items: &[Item], now: i64) -> Result<(), QueueError> {
         let (mut run_items, mut evaluations) = (Batch::default(), Batch::default());
         for item in items {
-            let batch = match item.owed {
-                Owed::Start | Owed::Continue | Owed::LookUp | Owed::HangUp => &mut run_items,
-                Owed::Evaluate => &mut evaluations,
-                Owed::Nothing | Owed::Admit | Owed::Deliver => continue,
+            let batch = match WorkQueue::of(item.owed) {
+                Some(WorkQueue::RunItems) => &mut run_items,
+                Some(WorkQueue::Evaluations) => &mut evaluations,
+                None => continue,
             };
             batch.add(&Message { item: item.clone() }, item.run, item.not_before, now)?;
         }
@@ -117,6 +154,31 @@ impl Queues {
             )?;
         }
         self.send_batch(&self.deliveries, batch).await
+    }
+
+    /// How many messages wait on a queue for a worker, about: those that a worker has received do not count, nor those whose
+    /// pause is not over.
+    ///
+    /// # Errors
+    /// When the queue cannot be asked.
+    pub async fn backlog(&self, queue: WorkQueue) -> Result<usize, QueueError> {
+        let url = match queue {
+            WorkQueue::RunItems => &self.run_items,
+            WorkQueue::Evaluations => &self.evaluations,
+        };
+        let asked = QueueAttributeName::ApproximateNumberOfMessages;
+        let answer = self
+            .client
+            .get_queue_attributes()
+            .queue_url(&**url)
+            .attribute_names(asked.clone())
+            .send()
+            .await
+            .map_err(|error| QueueError(DisplayErrorContext(&error).to_string()))?;
+        answer
+            .attributes()
+            .and_then(|all| all.get(&asked)?.parse().ok())
+            .ok_or_else(|| QueueError("it does not say how many messages it holds".to_owned()))
     }
 
     async fn send_batch(&self, url: &str, batch: Batch) -> Result<(), QueueError> {

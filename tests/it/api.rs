@@ -489,7 +489,7 @@ async fn large_bodies_are_kept_whole_or_refused() {
 }
 
 /// Posts a run with a key; gives status and the very bytes of the answer.
-async fn post_with_key(api: &Api, key: &str, body: &Value) -> (u16, String) {
+pub(crate) async fn post_with_key(api: &Api, key: &str, body: &Value) -> (u16, String) {
     let request = api
         .request(Method::POST, RUNS)
         .header("Idempotency-Key", key)

@@ -22,6 +22,7 @@ mod models;
 mod provider;
 mod server;
 mod squads;
+mod slots;
 mod stand_in;
 mod store;
 mod suites;

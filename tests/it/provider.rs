@@ -6,6 +6,7 @@
 //! have no mock, the target uses each of its functions once.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -287,6 +288,13 @@ impl ProviderStandIn {
     /// How many calls go on: placed and not ended.
     pub(crate) fn calls_up(&self) -> usize {
         self.shared.log().up
+    }
+
+    /// The ids of the calls that go on.
+    pub(crate) fn ids_up(&self) -> BTreeSet<String> {
+        let log = self.shared.log();
+        let up = log.lines.iter().filter(|line| line.over.is_none());
+        up.map(|line| line.record.id.clone()).collect()
     }
 
     /// How many calls ever went on at once.

@@ -120,6 +120,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "sqs:GetQueueAttributes",
             "sqs:SendMessage",
         ],
     ),

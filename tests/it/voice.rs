@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The stack in this process with so many call slots; a call takes two.
-async fn local_with_slots(stand_in: &StandIn, slots: usize) -> (Local, Api) {
+pub(crate) async fn local_with_slots(stand_in: &StandIn, slots: usize) -> (Local, Api) {
     local_with(stand_in, |options| {
         options
             .settings

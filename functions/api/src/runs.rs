@@ -59,6 +59,19 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         })
         .transpose()?;
     let now = ctx.clock.now_ms();
+    let idempotency = request.idempotency_key.as_ref().map(|key| {
+        (
+            ids::sha256_hex(format!("run:{key}").as_bytes()),
+            ids::sha256_hex(&request.body),
+        )
+    });
+    if let Some(idempotency) = &idempotency
+        && let Some(before) = ctx.store.created_with(org, idempotency, now).await?
+    {
+        // What the request names may have changed or gone since; its run has not.
+        let (head, manifest) = made_before(ctx, org, before).await?;
+        return Response::created(created(ctx, head, &manifest)?);
+    }
     let id = ids::new_id(now);
     let (target, target_id) = resolve_target(ctx, org, &wanted.target).await?;
     let endpoint = if provider == TransportProvider::Websocket {
@@ -89,12 +102,6 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         // Nothing is sent unsigned: the secret is there before the first hook is owed.
         hook_secrets::first(ctx, org).await?;
     }
-    let idempotency = request.idempotency_key.as_ref().map(|key| {
-        (
-            ids::sha256_hex(format!("run:{key}").as_bytes()),
-            ids::sha256_hex(&request.body),
-        )
-    });
     let new = NewRun {
         id,
         org,
@@ -111,14 +118,20 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     };
     let (head, manifest) = match ctx.store.create_run(&new, now).await? {
         Created::New(head) => (*head, new.manifest),
-        Created::Before(run) => {
-            let head = ctx
-                .store
-                .run(org, run)
-                .await?
-                .ok_or_else(|| ApiError::not_found("Run", &run.to_string()))?;
-            (head, ctx.store.manifest(run).await?)
-        }
+        before => made_before(ctx, org, before).await?,
+    };
+    Response::created(created(ctx, head, &manifest)?)
+}
+
+/// The run that the same request made before.
+async fn made_before(ctx: &Context, org: Uuid, before: Created) -> Result<(RunHead, Manifest), ApiError> {
+    let head = match before {
+        Created::New(head) => *head,
+        Created::Before(run) => ctx
+            .store
+            .run(org, run)
+            .await?
+            .ok_or_else(|| ApiError::not_found("Run", &run.to_string()))?,
         Created::OtherRequest => {
             return Err(ApiError::new(
                 409,
@@ -126,7 +139,8 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
             ));
         }
     };
-    Response::created(created(ctx, head, &manifest)?)
+    let manifest = ctx.store.manifest(head.id).await?;
+    Ok((head, manifest))
 }
 
 /// The endpoint that carries a run's calls: the one that its transport names, or the org's first.

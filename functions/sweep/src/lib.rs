@@ -1,5 +1,9 @@
 //! Looks after what is owed and due, once a minute: everything that `relay` missed, whose message was lost or whose worker
 //! died. Alone it would finish every run, later.
+//!
+//! An item that waits on a queue may only have to wait for long: its message is there still, and a second one would be received
+//! for nothing. So as many are put on their queue again as wait for longer than they should and have no message there, the
+//! oldest first.
 
 use std::collections::BTreeSet;
 
@@ -10,6 +14,7 @@ use ringback_shared::{
     context::{BoxError, Context},
     lifecycle::{Hook, Item},
     progress,
+    queue::WorkQueue,
     store::{DueKey, RunHead},
 };
 use uuid::Uuid;
@@ -20,6 +25,9 @@ const LIMIT: i32 = 500;
 const SEND: usize = 50;
 /// How many rows are looked after at once.
 const CONCURRENCY: usize = 8;
+/// After being due for so long an item is put on its queue again even if the queue holds messages for all that wait, in
+/// milliseconds: they may be others', if there is always more to do than is done.
+const PAST_BELIEF_MS: i64 = 24 * 3_600_000;
 
 /// What is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,16 +44,29 @@ pub enum Scope {
 /// When the index cannot be read.
 pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(), BoxError> {
     let now = (scope == Scope::Due).then(|| ctx.clock.now_ms());
-    let due = ctx.store.due(now, LIMIT).await?;
-    let found = due.len();
+    let mut due = ctx.store.due(now, LIMIT).await?;
+    let mut missed = Vec::new();
+    for queue in WorkQueue::ALL {
+        let waiting = ctx.store.due_on(queue, now, LIMIT).await?;
+        match now {
+            Some(now) => missed.extend(without_message(ctx, queue, waiting, now).await),
+            // The queues are as new as the process.
+            None => due.extend(waiting),
+        }
+    }
+    let found = due.len() + missed.len();
     // What waits for slots is on no queue: each organization's slots are looked at once.
     let waiting: BTreeSet<Uuid> = due.iter().filter_map(DueKey::waiting).collect();
     let rows = due.into_iter().filter(|due| due.waiting().is_none());
-    let mut swept = stream::iter(rows)
-        .map(|due| async move {
-            look_after(ctx, &due, scope, deadline)
-                .await
-                .inspect_err(|error| tracing::warn!(?due, %error, "not swept"))
+    let rows = rows.map(|due| (due, false));
+    let mut swept = stream::iter(rows.chain(missed.into_iter().map(|due| (due, true))))
+        .map(|(due, missed)| async move {
+            let done = if missed {
+                miss(ctx, &due).await
+            } else {
+                look_after(ctx, &due, scope, deadline).await
+            };
+            done.inspect_err(|error| tracing::warn!(?due, %error, "not swept"))
         })
         .buffer_unordered(CONCURRENCY)
         .chunks(SEND);
@@ -87,6 +108,39 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
 enum Work {
     Item(Box<Item>),
     Hook(Box<Hook>),
+}
+
+/// Those of the items that wait on `queue` for longer than they should for which it holds no message, the oldest first.
+///
+/// Every item that waits has its message on the queue. So if there are no fewer messages than such items, none of them is lost,
+/// however long they take. If there are fewer, the oldest are taken to have none, because messages are received in about the
+/// order in which they were sent.
+async fn without_message(ctx: &Context, queue: WorkQueue, mut waiting: Vec<DueKey>, now: i64) -> Vec<DueKey> {
+    if waiting.is_empty() {
+        return waiting;
+    }
+    let messages = match ctx.queues.backlog(queue).await {
+        Ok(messages) => messages,
+        Err(error) => {
+            // What cannot be asked could not be sent to either.
+            tracing::warn!(?queue, %error, "not swept");
+            return Vec::new();
+        }
+    };
+    waiting.sort_unstable_by(|a, b| a.by_age().cmp(&b.by_age()));
+    let without = waiting.len().saturating_sub(messages);
+    let past_belief = waiting.partition_point(|due| due.due_at <= now - PAST_BELIEF_MS);
+    waiting.truncate(without.max(past_belief));
+    waiting
+}
+
+/// Looks after an item that waits without a message; gives it if that is certain.
+async fn miss(ctx: &Context, due: &DueKey) -> Result<Option<Work>, BoxError> {
+    let Some(at) = due.item() else {
+        return Ok(None);
+    };
+    let item = progress::miss(ctx, at).await?;
+    Ok(item.map(|item| Work::Item(Box::new(item))))
 }
 
 /// Looks after one row; gives what is to be put on its queue.

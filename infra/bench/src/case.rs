@@ -83,29 +83,37 @@ pub(crate) async fn run(args: CaseArgs) -> Result<bool, BoxError> {
         (Store::Disk, Some(dir)) => Some(tempfile::tempdir_in(dir)?),
         (Store::Disk, None) => Some(tempfile::tempdir()?),
     };
-    let local = Local::start(Options {
-        data_dir: folder.as_ref().map(|folder| folder.path().to_owned()),
-        memory: args.store == Store::Memory,
-        workers: workload::WORKERS,
-        allow_private_targets: true,
-        model: Model {
-            base_url: Some(args.model_server.clone()),
-            ..Model::default()
-        },
-        ..Options::default()
-    })
-    .await?;
+    let folder_path = folder.as_ref().map(|folder| folder.path().to_owned());
+    let local = start(args.store, folder_path, &args.model_server).await?;
     let outcome = measure(&args, &local).await;
     local.shutdown().await;
     crate::print(&outcome?, false)?;
     Ok(true)
 }
 
+/// The local stack with a new table.
+pub(crate) async fn start(
+    store: Store,
+    data_dir: Option<PathBuf>,
+    model_server: &str,
+) -> Result<Local, BoxError> {
+    let local = Local::start(Options {
+        data_dir,
+        memory: store == Store::Memory,
+        workers: workload::WORKERS,
+        allow_private_targets: true,
+        model: Model {
+            base_url: Some(model_server.to_owned()),
+            ..Model::default()
+        },
+        ..Options::default()
+    })
+    .await?;
+    Ok(local)
+}
+
 async fn measure(args: &CaseArgs, local: &Local) -> Result<CaseOutcome, BoxError> {
-    let api = Api {
-        client: reqwest::Client::new(),
-        local,
-    };
+    let api = Api::new(local);
     let personality = api.create("personality", &workload::personality()).await?;
     let scenario = api.create("scenario", &workload::scenario()).await?;
     let run = workload::run(args.conversations, &scenario, &personality, &args.model_server);
@@ -196,7 +204,7 @@ async fn count_turns(local: &Local, run: &str, conversations: u32) -> Result<u64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-fn difference(
+pub(crate) fn difference(
     before: &BTreeMap<&'static str, Usage>,
     after: &BTreeMap<&'static str, Usage>,
 ) -> BTreeMap<String, TableUse> {
@@ -216,17 +224,24 @@ fn difference(
 }
 
 /// The HTTP API, as a client sees it.
-struct Api<'a> {
+pub(crate) struct Api<'a> {
     client: reqwest::Client,
     local: &'a Local,
 }
 
-impl Api<'_> {
+impl<'a> Api<'a> {
+    pub(crate) fn new(local: &'a Local) -> Self {
+        Self {
+            client: reqwest::Client::new(),
+            local,
+        }
+    }
+
     fn url(&self, path: &str) -> String {
         format!("{}/eval/simulation/{path}", self.local.base_url())
     }
 
-    async fn create(&self, path: &str, body: &Value) -> Result<String, BoxError> {
+    pub(crate) async fn create(&self, path: &str, body: &Value) -> Result<String, BoxError> {
         let created = self.send(self.client.post(self.url(path)).json(body)).await?;
         Ok(created["id"]
             .as_str()
@@ -234,7 +249,7 @@ impl Api<'_> {
             .to_owned())
     }
 
-    async fn get(&self, path: &str) -> Result<Value, BoxError> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, BoxError> {
         self.send(self.client.get(self.url(path))).await
     }
 

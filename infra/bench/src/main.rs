@@ -7,11 +7,14 @@
 //!
 //! `--check` only counts, and fails where a conversation costs more model calls or rows than it may. Counts are the
 //! same on every machine, so the gate can run it; times are not, so it does not look at them.
+//!
+//! `--queued` counts what waiting costs: messages that begin no item, and requests to the table.
 
 mod case;
 mod floor;
 mod measure;
 mod model_server;
+mod queued;
 mod report;
 mod workload;
 
@@ -23,7 +26,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{case::CaseArgs, floor::FloorArgs, model_server::ModelServerArgs};
+use crate::{case::CaseArgs, floor::FloorArgs, model_server::ModelServerArgs, queued::QueuedArgs};
 
 /// Any error; the program ends with its text.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -71,6 +74,10 @@ struct Cli {
     /// Count instead of timing, and fail where a count is above its budget.
     #[arg(long)]
     check: bool,
+    /// Count what it costs to wait instead: of a run whose items wait for a slot, and of one whose items wait on the queue.
+    /// `-n` says how many items; 10000 if not given. With `--check`, fail where a message was received for nothing.
+    #[arg(long)]
+    queued: bool,
     #[command(subcommand)]
     part: Option<Part>,
 }
@@ -81,6 +88,9 @@ enum Part {
     /// One case in this process.
     #[command(hide = true)]
     Case(CaseArgs),
+    /// Items that wait, in this process.
+    #[command(hide = true)]
+    Queued(QueuedArgs),
     /// Model calls and nothing else.
     #[command(hide = true)]
     Floor(FloorArgs),
@@ -99,6 +109,8 @@ fn main() -> ExitCode {
         Some(Part::Case(args)) => run(2, case::run(args)),
         Some(Part::Floor(args)) => run(2, floor::run(args)),
         Some(Part::ModelServer(args)) => run(1, model_server::run(args)),
+        Some(Part::Queued(args)) => run(2, queued::run(args)),
+        None if cli.queued => run(1, report::queued(cli)),
         None => run(1, report::run(cli)),
     };
     match result {

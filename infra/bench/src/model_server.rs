@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     BoxError,
-    workload::{EXCHANGES, FAREWELL, SMALL_TALK, TARGET_MODEL},
+    workload::{BRIEF_MODEL, EXCHANGES, FAREWELL, SMALL_TALK, TARGET_MODEL},
 };
 
 /// How to serve.
@@ -137,7 +137,9 @@ fn answer(request: &[u8]) -> String {
         let request: Value = serde_json::from_slice(request).unwrap_or_default();
         let schema = request.pointer("/response_format/json_schema/schema");
         example(schema.unwrap_or(&Value::Null)).to_string()
-    } else if contains(request, TARGET_MODEL.as_bytes()) && count(request, br#""role":"assistant""#) >= last {
+    } else if contains(request, BRIEF_MODEL.as_bytes())
+        || contains(request, TARGET_MODEL.as_bytes()) && count(request, br#""role":"assistant""#) >= last
+    {
         format!("You are booked. {FAREWELL}.")
     } else {
         SMALL_TALK.to_owned()
@@ -263,6 +265,13 @@ mod tests {
             assert!(!said.contains(FAREWELL));
             messages.push(json!({"role": "assistant", "content": "Hello"}));
         }
+    }
+
+    #[test]
+    fn a_brief_target_ends_the_call_at_once() {
+        let messages = json!([{"role": "user", "content": "Hello"}]);
+        let said = content(&json!({"model": BRIEF_MODEL, "messages": messages}));
+        assert!(said.contains("You are booked") && said.contains(FAREWELL));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
     floor::FloorOutcome,
     measure::rounded,
     model_server::{ModelServer, Stats},
+    queued::QueuedOutcome,
     workload::{CALLS, REPLIES, WORKERS},
 };
 
@@ -172,6 +173,35 @@ pub(crate) async fn run(cli: Cli) -> Result<bool, BoxError> {
         ratios,
     };
     crate::print(&report, true)?;
+    for fault in &faults {
+        progress(fault);
+    }
+    Ok(faults.is_empty())
+}
+
+/// The size of the runs whose items wait, unless sizes are given, and how many are under way at a time where that is limited.
+const QUEUED: u32 = 10_000;
+const CAP: u32 = 8;
+
+/// Counts what waiting costs and prints it. Gives `false` when a check failed.
+pub(crate) async fn queued(cli: Cli) -> Result<bool, BoxError> {
+    let mut outcomes: Vec<QueuedOutcome> = Vec::new();
+    for items in or_default(cli.conversations.clone(), &[QUEUED]) {
+        for cap in [Some(CAP), None] {
+            let waits = if cap.is_some() { "a slot" } else { "a worker" };
+            progress(&format!("{items} items that wait for {waits}"));
+            let models = ModelServer::start(cli.latency_ms).await?;
+            let (items, cap) = (items.to_string(), cap.map(|cap| cap.to_string()));
+            let mut arguments = vec!["queued", "-n", &items, "--model-server", models.url()];
+            if let Some(cap) = &cap {
+                arguments.extend(["--cap", cap]);
+            }
+            outcomes.push(part(&arguments).await?);
+        }
+    }
+    crate::print(&outcomes, true)?;
+    let faults = outcomes.iter().flat_map(QueuedOutcome::faults);
+    let faults: Vec<String> = faults.filter(|_| cli.check).collect();
     for fault in &faults {
         progress(fault);
     }

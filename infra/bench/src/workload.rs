@@ -17,6 +17,8 @@ const MAX_ITERATIONS: u32 = 10;
 pub(crate) const TESTER_MODEL: &str = "bench-tester";
 pub(crate) const TARGET_MODEL: &str = "bench-target";
 pub(crate) const JUDGE_MODEL: &str = "bench-judge";
+/// The target that says goodbye at once.
+pub(crate) const BRIEF_MODEL: &str = "bench-brief";
 
 /// What the target says when the conversation is to end.
 pub(crate) const FAREWELL: &str = "Goodbye for now";
@@ -97,6 +99,45 @@ pub(crate) fn run(conversations: u32, scenario: &str, personality: &str, model_s
             },
         },
     })
+}
+
+/// The body that creates the personality of the shortest conversations: its only turn is fixed.
+pub(crate) fn brief_personality() -> Value {
+    json!({"name": "Brief caller", "assistant": {"firstMessage": "Am I booked?"}})
+}
+
+/// The body that creates the scenario of the shortest conversations, which no model judges.
+pub(crate) fn brief_scenario() -> Value {
+    json!({
+        "name": "Brief booking",
+        "instructions": "Ask whether you are booked.",
+        "evaluations": [{
+            "structuredOutput": {
+                "name": "booked",
+                "type": "regex",
+                "regex": "You are booked",
+                "schema": {"type": "boolean"},
+            },
+            "comparator": "=",
+            "value": true,
+        }],
+    })
+}
+
+/// The body that creates a run of the shortest conversations, `cap` at a time.
+pub(crate) fn brief_run(
+    items: u32,
+    cap: Option<u32>,
+    scenario: &str,
+    personality: &str,
+    model_server: &str,
+) -> Value {
+    let mut run = run(items, scenario, personality, model_server);
+    run["target"]["assistant"]["model"]["model"] = json!(BRIEF_MODEL);
+    if let Some(cap) = cap {
+        run["concurrencyLimit"] = json!(cap);
+    }
+    run
 }
 
 #[cfg(test)]

@@ -187,6 +187,12 @@ impl Emulator {
         self.queues.counts().clone()
     }
 
+    /// How many messages were received from the embedded SQS so far, by queue. One that came again counts again.
+    #[must_use]
+    pub fn messages_received(&self) -> BTreeMap<String, u64> {
+        self.queues.received().clone()
+    }
+
     /// The table's stream.
     #[must_use]
     pub fn stream(&self) -> Stream {
@@ -550,6 +556,8 @@ pub(crate) struct Queues {
     sent: Notify,
     /// By operation.
     requests: Mutex<BTreeMap<String, u64>>,
+    /// Messages, by queue.
+    received: Mutex<BTreeMap<String, u64>>,
 }
 
 impl fmt::Debug for Queues {
@@ -578,16 +586,19 @@ impl Queues {
             .unwrap_or_default();
         *self.counts().entry(operation.to_owned()).or_default() += 1;
         let wakes = operation.starts_with("SendMessage") || operation.starts_with("ChangeMessageVisibility");
-        let wait = if operation == "ReceiveMessage" {
-            take_wait(&mut request)
+        let (queue, wait) = if operation == "ReceiveMessage" {
+            (queue_name(&request), take_wait(&mut request))
         } else {
-            Duration::ZERO
+            (None, Duration::ZERO)
         };
         let response = if wait.is_zero() {
             self.service.handle(request).await
         } else {
             self.receive(request, Instant::now() + wait).await
         };
+        if let Some(queue) = queue {
+            *self.received().entry(queue).or_default() += messages(&response) as u64;
+        }
         if wakes {
             self.sent.notify_waiters();
         }
@@ -598,6 +609,10 @@ impl Queues {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn received(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn receive(&self, request: MockRequest, until: Instant) -> MockResponse {
         loop {
             // From here on a send wakes this task, even one that comes before the wait below.
@@ -606,7 +621,7 @@ impl Queues {
             sent.as_mut().enable();
             let response = self.service.handle(request.clone()).await;
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || response.status != 200 || has_messages(&response) {
+            if left.is_zero() || response.status != 200 || messages(&response) > 0 {
                 return response;
             }
             let _timeout = tokio::time::timeout(left.min(RECEIVE_TICK), sent).await;
@@ -648,13 +663,25 @@ fn take_wait(request: &mut MockRequest) -> Duration {
     Duration::from_secs(seconds).min(LONGEST_RECEIVE)
 }
 
-fn has_messages(response: &MockResponse) -> bool {
+/// The name of the queue that a request is for.
+fn queue_name(request: &MockRequest) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Asked {
+        #[serde(rename = "QueueUrl")]
+        queue_url: String,
+    }
+    let asked: Asked = serde_json::from_slice(&request.body).ok()?;
+    Some(asked.queue_url.rsplit('/').next()?.to_owned())
+}
+
+/// How many messages a receive's answer has.
+fn messages(response: &MockResponse) -> usize {
     #[derive(serde::Deserialize)]
     struct Received<'a> {
         #[serde(rename = "Messages", borrow, default)]
         messages: Vec<&'a serde_json::value::RawValue>,
     }
-    serde_json::from_slice::<Received<'_>>(&response.body).is_ok_and(|received| !received.messages.is_empty())
+    serde_json::from_slice::<Received<'_>>(&response.body).map_or(0, |received| received.messages.len())
 }
 
 fn dynamodb_client(endpoint: &str, way: ToTable) -> aws_sdk_dynamodb::Client {
@@ -955,6 +982,11 @@ pub(crate) mod tests {
         );
         assert!(gone.unwrap().messages().is_empty());
         assert_eq!(dead.unwrap().messages()[0].body(), Some("hello"));
+        let received = emulator.messages_received();
+        assert_eq!(
+            (received["work"], received["work-dead"]),
+            (u64::from(MAX_RECEIVES), 1)
+        );
         emulator.shutdown().await;
     }
 

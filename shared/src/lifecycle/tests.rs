@@ -220,6 +220,34 @@ fn requeueing_backs_off_and_keeps_the_step() {
 }
 
 #[test]
+fn a_missing_message_is_believed_to_be_lost_only_the_second_time() {
+    let fresh = item();
+    assert_eq!(fresh.miss(NOW), Err(Refused::TooEarly), "it is not due");
+    let due = fresh.due_at.unwrap();
+    let noted = fresh.miss(due).unwrap();
+    assert_eq!(
+        (noted.missed_at, noted.due_at, noted.requeues, noted.waiting()),
+        (Some(due), Some(due), 0, fresh.waiting())
+    );
+    assert!(!noted.begins_to_wait(Some(&fresh)), "nobody sends it for that");
+    assert_eq!(noted.miss(due + SURE_AFTER_MS - 1), Err(Refused::TooEarly));
+    let sent = noted.miss(due + SURE_AFTER_MS).unwrap();
+    assert_eq!((sent.missed_at, sent.requeues), (None, 1));
+    assert_eq!(sent.due_at, Some(due + SURE_AFTER_MS + REQUEUE_AFTER_MS));
+    // Whoever has the message after all claims the item as if nothing had been noted.
+    let held = noted.claim("a", 75_000, due).unwrap();
+    assert_eq!(
+        (held.missed_at, held.miss(due + 999_999)),
+        (None, Err(Refused::Past))
+    );
+    let over = noted.cancel(due).unwrap();
+    assert_eq!(
+        (over.missed_at, over.miss(due + 999_999)),
+        (None, Err(Refused::Past))
+    );
+}
+
+#[test]
 fn tallies_count_each_item_once() {
     let base = item();
     let of = |index: u32, state: State| Item {

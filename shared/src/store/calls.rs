@@ -387,7 +387,8 @@ impl Store {
         }
         match self.transact(writes).await {
             Ok(()) => Ok(Admitted::Yes),
-            Err(WriteError::Condition(_)) => Ok(Admitted::Lost),
+            // Who met others at it again and again has lost to them, too.
+            Err(WriteError::Condition(_) | WriteError::Other(StoreError::Throttled(_))) => Ok(Admitted::Lost),
             Err(WriteError::Other(error)) => Err(error),
         }
     }

@@ -8,7 +8,10 @@ use super::{
     calls::{consequences, event_rows},
     document, integer, number, read, schema, string, text, write,
 };
-use crate::lifecycle::{Hook, Item, Refused, State, Tally};
+use crate::{
+    lifecycle::{Hook, Item, Refused, State, Tally},
+    queue::WorkQueue,
+};
 
 /// How many items of a run share a partition.
 pub const PARTITION: u32 = 100;
@@ -135,6 +138,13 @@ impl DueKey {
         })
     }
 
+    /// What puts rows in order by age: since when they are due, and where they are, so that the order of those of the same
+    /// moment is always the same.
+    #[must_use]
+    pub fn by_age(&self) -> (i64, &str, &str) {
+        (self.due_at, &self.pk, &self.sk)
+    }
+
     /// The org and the run, if the row is a run's head.
     #[must_use]
     pub fn run(&self) -> Option<(Uuid, Uuid)> {
@@ -148,14 +158,22 @@ pub(super) fn due_shard(spread: u128) -> String {
     format!("DUE#{}", spread % u128::from(schema::DUE_SHARDS))
 }
 
+/// The partition of the index that an item is in while it waits on a queue. Apart from the others: however long a backlog is,
+/// it does not stand before what has to be looked after by itself, and nobody has to move it out of the way.
+fn waiting_shard(queue: WorkQueue, spread: u128) -> String {
+    format!("{}#{}", queue.as_str(), spread % u128::from(schema::DUE_SHARDS))
+}
+
 pub(super) fn item_row(item: &Item) -> Result<Row, StoreError> {
     let at = ItemKey::of(item);
     let mut row = write(&at.pk(), &at.sk(), item)?;
     if item.due_at.is_some() {
-        row.insert(
-            "dueShard".to_owned(),
-            text(due_shard(item.run.as_u128() + u128::from(item.index))),
-        );
+        let spread = item.run.as_u128().wrapping_add(u128::from(item.index));
+        let shard = match item.waiting().and_then(WorkQueue::of) {
+            Some(queue) => waiting_shard(queue, spread),
+            None => due_shard(spread),
+        };
+        row.insert("dueShard".to_owned(), text(shard));
     }
     Ok(row)
 }
@@ -376,21 +394,50 @@ impl Store {
         Ok(sum)
     }
 
-    /// Rows that were due at `now` (milliseconds since the Unix epoch), or all to which anything is owed; at most `limit`
-    /// from each of the index's partitions.
+    /// Rows that were due at `now` (milliseconds since the Unix epoch), or all to which anything is owed, but for those that
+    /// wait on a queue; at most `limit` from each of the index's partitions.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub async fn due(&self, now: Option<i64>, limit: i32) -> Result<Vec<DueKey>, StoreError> {
-        let shards: Vec<Vec<DueKey>> = stream::iter(0..schema::DUE_SHARDS)
-            .map(|shard| self.due_in(shard, now, limit))
+        self.due_in(due_shard, now, limit).await
+    }
+
+    /// The same of the items that wait on `queue`.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn due_on(
+        &self,
+        queue: WorkQueue,
+        now: Option<i64>,
+        limit: i32,
+    ) -> Result<Vec<DueKey>, StoreError> {
+        self.due_in(|spread| waiting_shard(queue, spread), now, limit)
+            .await
+    }
+
+    async fn due_in(
+        &self,
+        shard: impl Fn(u128) -> String,
+        now: Option<i64>,
+        limit: i32,
+    ) -> Result<Vec<DueKey>, StoreError> {
+        let names: Vec<String> = (0..schema::DUE_SHARDS).map(|n| shard(n.into())).collect();
+        let shards: Vec<Vec<DueKey>> = stream::iter(names)
+            .map(|name| self.due_in_shard(name, now, limit))
             .buffered(4)
             .try_collect()
             .await?;
         Ok(shards.into_iter().flatten().collect())
     }
 
-    async fn due_in(&self, shard: u32, now: Option<i64>, limit: i32) -> Result<Vec<DueKey>, StoreError> {
+    async fn due_in_shard(
+        &self,
+        shard: String,
+        now: Option<i64>,
+        limit: i32,
+    ) -> Result<Vec<DueKey>, StoreError> {
         let mut due = Vec::new();
         let mut start = None;
         loop {
@@ -400,7 +447,7 @@ impl Store {
                 .table_name(&*self.table)
                 .index_name(schema::DUE_INDEX)
                 .key_condition_expression("dueShard = :shard AND dueAt <= :now")
-                .expression_attribute_values(":shard", text(due_shard(u128::from(shard))))
+                .expression_attribute_values(":shard", text(&shard))
                 .expression_attribute_values(":now", number(now.unwrap_or(i64::MAX >> 10)))
                 .set_exclusive_start_key(start)
                 .limit(limit)

@@ -19,7 +19,8 @@
 //! | `CALL#{endpoint}#{call}` | `LINK`, `EVENT#{digest}` | whose call it is; what a provider said of it without saying whose it is |
 //! | `QUARANTINE#{day}` | message id | a message that can never succeed, with the reason |
 //!
-//! The index `due` holds the rows to which something is owed. Only `sweep` reads it.
+//! The index `due` holds the rows to which something is owed, those that wait on a queue apart from the others. Only `sweep`
+//! reads it.
 //!
 //! A document that is larger than a row can be is split: the row says how many `parts` follow it under `{sk}~{n}`. The
 //! parts are written first, so a row that can be read is whole.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     Condition, DueKey, ItemKey, ListQuery, Listed, PARTITION, Row, Store, StoreError, Write, WriteError,
     calls::{Waiting, waiting_row},
-    document,
+    document, integer,
     items::{due_shard, item_row},
     key, number, read, string, text, write,
 };
@@ -260,6 +260,22 @@ fn runs_pk(org: Uuid) -> String {
     format!("ORG#{org}#run")
 }
 
+fn idempotency_pk(org: Uuid) -> String {
+    format!("ORG#{org}#idempotency")
+}
+
+/// Whose an idempotency key is, by its row.
+fn created_before(idempotency: Option<&(String, String)>, row: &Row) -> Result<Created, StoreError> {
+    let same = idempotency.is_some_and(|(_, request)| string(row, "request").ok() == Some(request.as_str()));
+    if !same {
+        return Ok(Created::OtherRequest);
+    }
+    let run = string(row, "run")?
+        .parse()
+        .map_err(|_| StoreError::Corrupt("an idempotency row without a run".into()))?;
+    Ok(Created::Before(run))
+}
+
 fn run_pk(run: Uuid) -> String {
     format!("RUN#{run}")
 }
@@ -343,7 +359,7 @@ impl Store {
         head.owe(now);
         let mut writes = vec![Write::put(head_row(&head)?, Condition::Absent)];
         if let Some((key_hash, request)) = &new.idempotency {
-            let mut row = key(&format!("ORG#{}#idempotency", new.org), key_hash);
+            let mut row = key(&idempotency_pk(new.org), key_hash);
             row.insert("run".to_owned(), text(new.id.to_string()));
             row.insert("request".to_owned(), text(request));
             row.insert("expiresAt".to_owned(), number((now + IDEMPOTENCY_MS) / 1000));
@@ -368,23 +384,26 @@ impl Store {
         self.batch_put(inert).await?;
         match self.transact(writes).await {
             Ok(()) => Ok(Created::New(Box::new(head))),
-            Err(WriteError::Condition(Some(row))) => self.created_before(new, &row),
+            Err(WriteError::Condition(Some(row))) => created_before(new.idempotency.as_ref(), &row),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn created_before(&self, new: &NewRun, row: &Row) -> Result<Created, StoreError> {
-        let same = new
-            .idempotency
-            .as_ref()
-            .is_some_and(|(_, request)| string(row, "request").ok() == Some(request.as_str()));
-        if !same {
-            return Ok(Created::OtherRequest);
-        }
-        let run = string(row, "run")?
-            .parse()
-            .map_err(|_| StoreError::Corrupt("an idempotency row without a run".into()))?;
-        Ok(Created::Before(run))
+    /// What a request of `org` with this idempotency key has come to before, at `now` (milliseconds since the Unix epoch); the
+    /// key and the request by their SHA-256, as in [`NewRun::idempotency`]. `None` when the key is free.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn created_with(
+        &self,
+        org: Uuid,
+        idempotency: &(String, String),
+        now: i64,
+    ) -> Result<Option<Created>, StoreError> {
+        let row = self.get(&idempotency_pk(org), &idempotency.0).await?;
+        row.filter(|row| integer(row, "expiresAt").is_none_or(|at| at >= now / 1000))
+            .map(|row| created_before(Some(idempotency), &row))
+            .transpose()
     }
 
     /// Reads the head of a run of `org`; one of another org is not found.
