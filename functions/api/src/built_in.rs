@@ -2,9 +2,8 @@
 
 use ringback_shared::{
     clock::iso,
-    context::Context,
     ids,
-    store::{Definition, Kind, ListQuery, Listed},
+    store::{Definition, Kind},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -103,54 +102,22 @@ pub(crate) fn refuse(kind: Kind, id: &str, done: &str) -> Result<(), ApiError> {
     }
 }
 
-/// The part of an organization's list of personalities that `query` asks for, and how many there are in all. The built-in ones
-/// are in it as the oldest: after its own when the newest comes first, and before them when the oldest does.
-pub(crate) async fn list(
-    ctx: &Context,
-    org: Uuid,
-    query: &ListQuery,
-) -> Result<(Listed<Definition>, u64), ApiError> {
-    let mut built_in: Vec<Definition> = Vec::new();
-    if query.ids.contains(&ids::floor_id(CREATED_MS)) {
-        let entries = ALL.into_iter().enumerate();
-        built_in.extend(entries.map(|(place, entry)| personality(place, entry)));
+/// Where a personality with this id stands among all: as if it had been created at that moment, for its own id says nothing of
+/// that. The built-in ones are the oldest, the last of the table first.
+pub(crate) fn rank(id: Uuid) -> Uuid {
+    match place(Kind::Personality, id) {
+        Some(place) => Uuid::from_u128(ids::floor_id(CREATED_MS).as_u128() + (ALL.len() - place) as u128),
+        None => id,
     }
-    let own = ctx
-        .store
-        .count_definitions(org, Kind::Personality, &query.ids)
-        .await?;
-    let total = own + built_in.len() as u64;
-    if !query.newest_first {
-        built_in.reverse();
+}
+
+/// All of this kind, the oldest first.
+pub(crate) fn all(kind: Kind) -> Vec<Definition> {
+    if kind != Kind::Personality {
+        return Vec::new();
     }
-    // The list goes on after a built-in one, after one of the organization's, or begins.
-    let after_built_in = query.after.filter(|&id| place(Kind::Personality, id).is_some());
-    if let Some(after) = after_built_in {
-        let passed = built_in.iter().position(|entry| entry.id == after);
-        built_in.drain(..passed.map_or(0, |place| place + 1));
-    } else if query.after.is_some() && !query.newest_first {
-        built_in.clear();
-    }
-    let own = if after_built_in.is_some() && query.newest_first {
-        Listed {
-            entries: Vec::new(),
-            more: false,
-        }
-    } else {
-        let own = ListQuery {
-            after: query.after.filter(|_| after_built_in.is_none()),
-            ..query.clone()
-        };
-        ctx.store.list_definitions(org, Kind::Personality, &own).await?
-    };
-    let mut entries = if query.newest_first {
-        [own.entries, built_in].concat()
-    } else {
-        [built_in, own.entries].concat()
-    };
-    let more = own.more || entries.len() > query.limit;
-    entries.truncate(query.limit);
-    Ok((Listed { entries, more }, total))
+    let entries = ALL.into_iter().enumerate().rev();
+    entries.map(|(at, entry)| personality(at, entry)).collect()
 }
 
 #[cfg(test)]
@@ -174,5 +141,16 @@ mod tests {
             assert_eq!(get(Kind::Scenario, made.id), None);
         }
         assert_eq!(get(Kind::Personality, Uuid::from_u128(FIRST_ID)), None);
+    }
+
+    #[test]
+    fn in_a_list_they_are_the_oldest_and_each_has_its_place() {
+        let ranks: Vec<Uuid> = all(Kind::Personality).iter().map(|one| rank(one.id)).collect();
+        assert_eq!(ranks.len(), ALL.len());
+        assert!(ranks.is_sorted_by(|a, b| a < b));
+        assert!(ranks.iter().all(|&rank| ids::created_ms(rank) == CREATED_MS));
+        let own = ids::new_id(CREATED_MS + 1);
+        assert!(rank(own) == own && ranks.iter().all(|&rank| rank < own));
+        assert!(all(Kind::Scenario).is_empty());
     }
 }

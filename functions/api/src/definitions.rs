@@ -16,14 +16,16 @@ use ringback_shared::{
             UpdateScenario, UpdateSimulation, UpdateSimulationSuite,
         },
     },
-    store::{Definition, Kind, ListQuery},
+    store::{Definition, Kind},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    built_in, filters,
+    bounded::Entries,
+    built_in,
+    filters::{self, Definitions},
     http::{ApiError, Request, Response},
     lists::ListRequest,
 };
@@ -76,8 +78,8 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
     }
 }
 
-/// The fields that Ringback sets: a client's values for them are passed over.
-const OWN: [&str; 4] = ["id", "orgId", "createdAt", "updatedAt"];
+/// The fields that Ringback sets: a client's values for them are passed over. `omitted` is what an entry of a long list has.
+const OWN: [&str; 5] = ["id", "orgId", "createdAt", "updatedAt", "omitted"];
 
 fn without_own(body: Value) -> Value {
     match body {
@@ -310,36 +312,19 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Res
         let named = simulation.get(field).and_then(Value::as_str);
         named.and_then(|named| Uuid::try_parse(named).ok()) == Some(id)
     };
-    let mut query = ListQuery {
-        ids: Uuid::nil()..=Uuid::max(),
-        newest_first: true,
-        after: None,
-        limit: 500,
-    };
-    loop {
-        let listed = ctx.store.list_definitions(org, Kind::Simulation, &query).await?;
-        if let Some(user) = listed.entries.iter().find(|simulation| used(&simulation.body)) {
+    let mut simulations = Definitions::all(ctx, org, Kind::Simulation);
+    while let Some(entries) = simulations.next().await? {
+        if let Some(user) = entries.iter().find(|simulation| used(&simulation.body)) {
             return Ok(Some(user.id));
         }
-        match listed.entries.last() {
-            Some(last) if listed.more => query.after = Some(last.id),
-            _ => return Ok(None),
-        }
     }
+    Ok(None)
 }
 
 async fn list(ctx: &Context, org: Uuid, kind: Kind, request: &Request) -> Result<Response, ApiError> {
-    let wanted = ListRequest::parse(&request.query)?;
-    let (listed, total) = filters::definitions(ctx, org, kind, &wanted, &request.query).await?;
-    let last = listed.entries.last().map(|definition| definition.id);
-    wanted.answer(
-        listed
-            .entries
-            .into_iter()
-            .map(|definition| definition.body)
-            .collect(),
-        total,
-        listed.more,
-        last,
-    )
+    let wanted = ListRequest::of_definitions(kind, &request.query)?;
+    let mut page = Entries::of_definitions();
+    let show = |definition: Definition| page.push(definition.body);
+    let found = filters::definitions(ctx, org, kind, &wanted, &request.query, show).await?;
+    wanted.answer(page.into_values(), found)
 }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     definitions::found,
+    filters,
     http::{ApiError, Request, Response},
     lists::ListRequest,
     signing::{self, Change},
@@ -166,23 +167,16 @@ async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Response, ApiEr
 }
 
 async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
-    let wanted = ListRequest::parse(&request.query)?;
-    let listed = wanted.cut(
-        ctx.store
-            .list_definitions(org, Kind::Endpoint, &wanted.store_query())
-            .await?,
-    );
-    let total = ctx
-        .store
-        .count_definitions(org, Kind::Endpoint, &wanted.ids)
-        .await?;
-    let last = listed.entries.last().map(|endpoint| endpoint.id);
-    let views: Vec<Value> = stream::iter(listed.entries)
+    let wanted = ListRequest::of_definitions(Kind::Endpoint, &request.query)?;
+    let mut listed = Vec::new();
+    let show = |endpoint| listed.push(endpoint);
+    let found = filters::definitions(ctx, org, Kind::Endpoint, &wanted, &request.query, show).await?;
+    let views: Vec<Value> = stream::iter(listed)
         .map(|endpoint| shown(ctx, endpoint))
         .buffered(READS)
         .try_collect()
         .await?;
-    wanted.answer(views, total, listed.more, last)
+    wanted.answer(views, found)
 }
 
 /// Writes an endpoint with other `fields`, unless somebody else changed it since it was read.

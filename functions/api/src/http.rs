@@ -11,6 +11,8 @@ use ringback_shared::{models::Invalid, store::StoreError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::bounded;
+
 /// The largest body that is read, in bytes: Lambda takes events of 6 MB, and in one of them a body is escaped.
 const MAX_BODY: usize = 4_500_000;
 
@@ -141,10 +143,14 @@ impl Response {
     }
 
     pub(crate) fn encode(self) -> ApiGatewayV2httpResponse {
+        let body = self.body.to_string();
+        if let Some(error) = bounded::refused(&body) {
+            return error.response().encode();
+        }
         let mut response = ApiGatewayV2httpResponse::default();
         response.status_code = self.status;
         response.headers.insert("content-type", HEADER_JSON.clone());
-        response.body = Some(Body::Text(self.body.to_string()));
+        response.body = Some(Body::Text(body));
         response
     }
 }

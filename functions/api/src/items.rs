@@ -1,6 +1,6 @@
 //! Run items: read, list, cancel.
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, future::try_join_all, stream};
 use ringback_shared::{
     call_record::CallRecord,
     clock::iso,
@@ -11,23 +11,28 @@ use ringback_shared::{
     models::{
         Object,
         run::{
-            CallMetadata, CallMonitor, ItemStatus, SimulationRunConfiguration, SimulationRunItem,
+            CallMetadata, CallMonitor, SimulationRunConfiguration, SimulationRunItem,
             SimulationRunItemMetadata, Transport,
         },
     },
-    store::{Manifest, RunHead, TransitionError},
+    store::{ItemDetail, Manifest, RunHead, TransitionError},
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
+    bounded::{self, Entries},
+    filters::WantedItems,
     http::{ApiError, Request, Response},
-    lists::ListRequest,
+    lists::{Key, ListRequest, SortBy},
     runs,
 };
 
 /// How many items' conversations are read at once for a list.
 const READS: usize = 16;
+/// How many items' heads are read in one go where all of a run's have to be looked at, and how often at a time.
+const PIECE: usize = 500;
+const PIECES: usize = 4;
 
 /// An item's place in the run that a client names.
 fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
@@ -38,7 +43,7 @@ fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
         .ok_or_else(|| ApiError::not_found("Run item", item))
 }
 
-/// The items with these indexes, those not stored yet as they will be.
+/// The items with these indexes, in their order, those not stored yet as they will be.
 async fn load(ctx: &Context, head: &RunHead, indexes: &[u32]) -> Result<Vec<Item>, ApiError> {
     let stored = ctx.store.items(head.id, indexes).await?;
     Ok(indexes
@@ -62,7 +67,7 @@ pub(crate) async fn get(ctx: &Context, org: Uuid, run: &str, item: &str) -> Resu
         .await?
         .pop()
         .ok_or_else(|| ApiError::not_found("Run item", item))?;
-    Response::ok(view(ctx, &head, &manifest, item).await?)
+    Response::ok(whole(ctx, &head, &manifest, item).await?)
 }
 
 /// Cancels one item.
@@ -83,10 +88,25 @@ pub(crate) async fn cancel(ctx: &Context, org: Uuid, run: &str, item: &str) -> R
         Err(TransitionError::Store(error)) => return Err(error.into()),
     };
     let manifest = ctx.store.manifest(head.id).await?;
-    Response::ok(view(ctx, &head, &manifest, item).await?)
+    Response::ok(whole(ctx, &head, &manifest, item).await?)
 }
 
-/// Lists a run's items in the order in which they were laid out.
+/// What items are sorted by.
+fn measure(sort: SortBy, item: &Item) -> Option<i64> {
+    match sort {
+        SortBy::CreatedAt => None,
+        SortBy::Duration => Some(item.ended()?.at - item.started_at()?),
+        SortBy::Cost => cost(item),
+    }
+}
+
+/// What an item cost, in millionths of a US dollar, as far as it is known.
+fn cost(item: &Item) -> Option<i64> {
+    item.facts.cost.as_ref().map(|cost| cost.value)
+}
+
+/// Lists a run's items. All of them were created when the run was; in the list by creation they are in the order in which they
+/// were laid out, so that pages neither overlap nor skip, whatever happens to the items.
 pub(crate) async fn list(
     ctx: &Context,
     org: Uuid,
@@ -95,72 +115,126 @@ pub(crate) async fn list(
 ) -> Result<Response, ApiError> {
     let head = runs::found(ctx, org, run).await?;
     let wanted = ListRequest::parse(&request.query)?;
+    let filters = WantedItems::parse(&request.query)?;
+    let after = match wanted.cursor {
+        Some((value, id)) => {
+            let index = ids::item_index(head.id, id)
+                .ok_or_else(|| ApiError::bad_request("cursor is not one of this list's"))?;
+            Some((value, index))
+        }
+        None => None,
+    };
     let manifest = ctx.store.manifest(head.id).await?;
-    let mut indexes: Vec<u32> = (0..head.total).collect();
-    // All items of a run were created when it was: a time filter takes all of them or none.
-    if !wanted.ids.contains(&ids::item_id(head.id, 0))
-        && !wanted.ids.contains(&ids::floor_id(head.created_at))
-    {
-        indexes.clear();
-    }
-    if let Some(simulation) = request.query.get("simulationId") {
+    let mut indexes: Vec<u32> = Vec::new();
+    if wanted.is_in_time(head.created_at) {
         let iterations = head.iterations.max(1);
-        indexes.retain(|index| {
-            manifest
-                .refs
-                .get((index / iterations) as usize)
-                .is_some_and(|reference| reference.simulation_id.to_string() == simulation.to_lowercase())
-        });
-    }
-    if let Some(status) = request.query.get("status") {
-        let status: ItemStatus = serde_json::from_value(json!(status)).map_err(|_| {
-            ApiError::bad_request(
-                "status must be one of queued, running, evaluating, passed, failed, canceled",
-            )
-        })?;
-        let items = load(ctx, &head, &indexes).await?;
-        indexes = items
-            .into_iter()
-            .filter(|item| item.state.shown() == status)
-            .map(|item| item.index)
-            .collect();
+        indexes.extend((0..head.total).filter(|index| {
+            let reference = manifest.refs.get((index / iterations) as usize);
+            reference.is_some_and(|reference| filters.takes(head.id, reference.simulation_id))
+        }));
     }
     if wanted.newest_first {
         indexes.reverse();
     }
-    let total = indexes.len() as u64;
-    let from = match wanted.cursor {
-        Some(cursor) => {
-            let at = ids::item_index(head.id, cursor)
-                .ok_or_else(|| ApiError::bad_request("cursor is not one of this list's"))?;
-            indexes
-                .iter()
-                .take_while(|&&n| if wanted.newest_first { n >= at } else { n <= at })
-                .count()
+    let mut pick = wanted.pick(after);
+    let items = if wanted.sort != SortBy::CreatedAt {
+        let mut keys = keys(ctx, &head, &indexes, &filters, wanted.sort).await?;
+        wanted.sort(&mut keys);
+        keys.retain(|&key| pick.takes(key));
+        let page: Vec<u32> = keys.into_iter().map(|(_, index)| index).collect();
+        load(ctx, &head, &page).await?
+    } else if filters.reads() {
+        let mut page = Vec::new();
+        let mut pieces = pieces(ctx, &head, &indexes);
+        while let Some(items) = pieces.try_next().await? {
+            let on_page = |item: &Item| filters.fits(item) && pick.takes((None, item.index));
+            page.extend(items.into_iter().filter(on_page));
         }
-        None => wanted.skipped(),
+        page
+    } else {
+        indexes.retain(|&index| pick.takes((None, index)));
+        load(ctx, &head, &indexes).await?
     };
-    let page: Vec<u32> = indexes.iter().skip(from).take(wanted.limit).copied().collect();
-    let more = from.saturating_add(page.len()) < indexes.len();
-    let last = page.last().map(|&index| ids::item_id(head.id, index));
-    let mut sorted = page.clone();
-    sorted.sort_unstable();
-    let mut items = load(ctx, &head, &sorted).await?;
-    if wanted.newest_first {
-        items.reverse();
+    let found = wanted.found(&pick, |index| ids::item_id(head.id, index));
+    let page = shown(ctx, &head, &manifest, items).await?;
+    wanted.answer(page.into_values(), found)
+}
+
+/// The items with these indexes, piece by piece and in their order.
+fn pieces<'a>(
+    ctx: &'a Context,
+    head: &'a RunHead,
+    indexes: &'a [u32],
+) -> impl Stream<Item = Result<Vec<Item>, ApiError>> + Send + Unpin + 'a {
+    stream::iter(indexes.chunks(PIECE))
+        .map(move |piece| load(ctx, head, piece))
+        .buffered(PIECES)
+}
+
+/// The places of those of the items with these `indexes` that fit the filters, in a list that is sorted by `sort`.
+async fn keys(
+    ctx: &Context,
+    head: &RunHead,
+    indexes: &[u32],
+    filters: &WantedItems,
+    sort: SortBy,
+) -> Result<Vec<Key<u32>>, ApiError> {
+    let mut keys = Vec::new();
+    let mut pieces = pieces(ctx, head, indexes);
+    while let Some(items) = pieces.try_next().await? {
+        let fit = items.iter().filter(|item| filters.fits(item));
+        keys.extend(fit.map(|item| (measure(sort, item), item.index)));
     }
-    let (head, manifest) = (&head, &manifest);
-    let views: Vec<SimulationRunItem> = stream::iter(items)
-        .map(|item| view(ctx, head, manifest, item))
-        .buffered(READS)
-        .try_collect()
-        .await?;
-    wanted.answer(
-        views.into_iter().map(|view| json!(view)).collect(),
-        total,
-        more,
-        last,
-    )
+    Ok(keys)
+}
+
+/// The items of a page as clients see them: as many of them whole as fit into an answer.
+async fn shown(
+    ctx: &Context,
+    head: &RunHead,
+    manifest: &Manifest,
+    items: Vec<Item>,
+) -> Result<Entries, ApiError> {
+    let mut page = Entries::of_items();
+    let mut items = items.into_iter().peekable();
+    while items.peek().is_some() {
+        let open = page.is_open();
+        let some: Vec<Item> = items.by_ref().take(READS).collect();
+        let read = some.into_iter().map(|item| async move {
+            if open {
+                Ok::<_, ApiError>(json!(view(ctx, head, manifest, item, Part::Whole).await?))
+            } else {
+                brief(ctx, head, manifest, item).await
+            }
+        });
+        for view in try_join_all(read).await? {
+            page.push(view);
+        }
+    }
+    Ok(page)
+}
+
+/// An item as clients see it who read it alone.
+async fn whole(ctx: &Context, head: &RunHead, manifest: &Manifest, item: Item) -> Result<Value, ApiError> {
+    Ok(bounded::item(json!(
+        view(ctx, head, manifest, item, Part::Whole).await?
+    )))
+}
+
+/// An item of which the bulky parts are not read, with a placeholder for each of them.
+async fn brief(ctx: &Context, head: &RunHead, manifest: &Manifest, item: Item) -> Result<Value, ApiError> {
+    let hooked = item.hooked;
+    let mut view = json!(view(ctx, head, manifest, item, Part::Results).await?);
+    if let Some(metadata) = view.get_mut("metadata").and_then(Value::as_object_mut) {
+        let target = head.target_type.as_str();
+        let taken = bounded::SNAPSHOTS
+            .into_iter()
+            .filter(|name| *name == target || !["assistant", "squad"].contains(name));
+        for name in taken.chain(hooked.then_some("hooks")) {
+            metadata.insert(name.to_owned(), Value::Null);
+        }
+    }
+    Ok(view)
 }
 
 fn object(value: Value) -> Option<Object> {
@@ -177,26 +251,41 @@ fn dollars(micros: i64) -> Value {
     json!(dollars)
 }
 
-/// An item as clients see it.
+/// What is read of an item, beside its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    /// Only its results.
+    Results,
+}
+
+/// An item as clients see it, with the parts of it that are to be read.
 async fn view(
     ctx: &Context,
     head: &RunHead,
     manifest: &Manifest,
     item: Item,
+    part: Part,
 ) -> Result<SimulationRunItem, ApiError> {
     let corrupt = |error: serde_json::Error| ApiError::internal(&error);
     let reference = manifest
         .refs
         .get(item.simulation as usize)
         .ok_or_else(|| ApiError::internal(&std::io::Error::other("an item without its simulation")))?;
-    let briefing = ctx.briefing(head.id, item.simulation).await?;
+    let briefing = match part {
+        Part::Whole => Some(ctx.briefing(head.id, item.simulation).await?),
+        Part::Results => None,
+    };
     let id = item.id();
     let started = item.started_at();
     let produced = started.is_some() || item.call_id().is_some() || (item.hooked && item.is_over());
-    let detail = if produced {
-        ctx.store.item_detail(id).await?
-    } else {
-        Default::default()
+    let detail = match part {
+        Part::Whole if produced => ctx.store.item_detail(id).await?,
+        Part::Results if item.is_over() => ItemDetail {
+            result: ctx.store.item_result(id).await?,
+            ..ItemDetail::default()
+        },
+        _ => ItemDetail::default(),
     };
     let record = CallRecord::of(&item, &detail)?;
     let call = started.map(|_| {
@@ -242,7 +331,7 @@ async fn view(
             .flatten()
             .map(iso)
     };
-    let snapshot = &briefing.snapshot;
+    let snapshot = briefing.as_ref().map(|briefing| &briefing.snapshot);
     let provider = serde_json::from_value(json!(head.transport)).map_err(corrupt)?;
     Ok(SimulationRunItem {
         id: id.to_string(),
@@ -260,8 +349,7 @@ async fn view(
         updated_at: iso(item.updated_at),
         run_id: Some(head.id.to_string()),
         hooks: snapshot
-            .scenario
-            .get("hooks")
+            .and_then(|snapshot| snapshot.scenario.get("hooks"))
             .filter(|hooks| !hooks.is_null())
             .map(|hooks| serde_json::from_value(hooks.clone()))
             .transpose()
@@ -273,13 +361,19 @@ async fn view(
         scenario_id: reference.scenario_id.map(|id| id.to_string()),
         personality_id: reference.personality_id.map(|id| id.to_string()),
         metadata: Some(SimulationRunItemMetadata {
-            assistant: briefing.target.get("assistant").cloned().and_then(object),
-            squad: briefing.target.get("squad").cloned().and_then(object),
-            scenario: object(snapshot.scenario.clone()),
-            personality: object(snapshot.personality.clone()),
-            simulation: object(snapshot.simulation.clone()),
+            assistant: briefing
+                .as_ref()
+                .and_then(|briefing| object(briefing.target.get("assistant")?.clone())),
+            squad: briefing
+                .as_ref()
+                .and_then(|briefing| object(briefing.target.get("squad")?.clone())),
+            scenario: snapshot.and_then(|snapshot| object(snapshot.scenario.clone())),
+            personality: snapshot.and_then(|snapshot| object(snapshot.personality.clone())),
+            simulation: snapshot.and_then(|snapshot| object(snapshot.simulation.clone())),
             call,
-            hooks: hooks::report(&detail.hooks, snapshot, &briefing.target),
+            hooks: briefing
+                .as_ref()
+                .and_then(|briefing| hooks::report(&detail.hooks, &briefing.snapshot, &briefing.target)),
             ..SimulationRunItemMetadata::default()
         }),
         results,

@@ -1,5 +1,6 @@
 //! The HTTP API.
 
+mod bounded;
 mod built_in;
 mod definitions;
 mod endpoints;
@@ -81,7 +82,7 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         ("GET", ["eval", "simulation", "run"]) => runs::list(ctx, org, request).await,
         ("GET", ["eval", "simulation", "run", id]) => {
             let head = runs::found(ctx, org, id).await?;
-            Response::ok(runs::current(ctx, &head).await?)
+            Response::ok(bounded::run(serde_json::json!(runs::current(ctx, &head).await?)))
         }
         ("PATCH", ["eval", "simulation", "run", id]) => runs::cancel(ctx, org, id).await,
         ("GET", ["eval", "simulation", "run", id, "item"]) => items::list(ctx, org, id, request).await,

@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
+    bounded::{self, Entries},
     definitions::{self, Named},
     filters, hook_secrets,
     http::{ApiError, Request, Response},
@@ -70,7 +71,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     {
         // What the request names may have changed or gone since; its run has not.
         let (head, manifest) = made_before(ctx, org, before).await?;
-        return Response::created(created(ctx, head, &manifest)?);
+        return Response::created(bounded::run(json!(created(ctx, head, &manifest)?)));
     }
     let id = ids::new_id(now);
     let (target, target_id) = resolve_target(ctx, org, &wanted.target).await?;
@@ -120,7 +121,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         Created::New(head) => (*head, new.manifest),
         before => made_before(ctx, org, before).await?,
     };
-    Response::created(created(ctx, head, &manifest)?)
+    Response::created(bounded::run(json!(created(ctx, head, &manifest)?)))
 }
 
 /// The run that the same request made before.
@@ -672,10 +673,10 @@ fn target_name(target: &Value) -> Option<String> {
 /// Lists runs.
 pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
-    let (listed, total) = filters::runs(ctx, org, &wanted, &request.query).await?;
+    let (heads, found) = filters::runs(ctx, org, &wanted, &request.query).await?;
     // A page shows more of each run than the bare list does.
     let paged = wanted.is_paged();
-    let results: Vec<Value> = stream::iter(listed.entries.clone())
+    let mut views = stream::iter(heads)
         .map(|head| async move {
             let manifest = ctx.store.manifest(head.id).await?;
             let run = shown(ctx, &head, &manifest).await?;
@@ -685,15 +686,12 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
             let summary = summary(ctx, &head, &run, &manifest.refs).await?;
             Ok(json!(SimulationRunListItem { run, summary }))
         })
-        .buffered(READS)
-        .try_collect()
-        .await?;
-    wanted.answer(
-        results,
-        total,
-        listed.more,
-        listed.entries.last().map(|head| head.id),
-    )
+        .buffered(READS);
+    let mut page = Entries::of_runs();
+    while let Some(view) = views.try_next().await? {
+        page.push(view);
+    }
+    wanted.answer(page.into_values(), found)
 }
 
 /// How many call slots the organization has, and how many of them are held at this moment.
@@ -738,7 +736,7 @@ pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
             head
         }
     };
-    Response::ok(current(ctx, &head).await?)
+    Response::ok(bounded::run(json!(current(ctx, &head).await?)))
 }
 
 /// Makes sure that the item with `index` is stored.

@@ -70,9 +70,10 @@ pub struct ListQuery {
 /// A part of a list.
 #[derive(Debug, Clone)]
 pub struct Listed<T> {
-    /// The entries in order.
+    /// The entries in order. They may be fewer than were asked for, though there are more, because the table answers with
+    /// 1 MB at most; there are none only at the end.
     pub entries: Vec<T>,
-    /// Whether there are more after the last one.
+    /// Whether there may be more after the last one.
     pub more: bool,
 }
 
@@ -207,7 +208,7 @@ impl Store {
         self.delete(&partition(org, kind.name()), &id.to_string()).await
     }
 
-    /// A part of the list of an org's definitions.
+    /// A part of the list of an org's definitions: what one request to the table gives of it.
     ///
     /// # Errors
     /// When the table cannot be read.
@@ -251,22 +252,21 @@ impl Store {
                 more: true,
             });
         }
-        // One more than wanted tells whether there is a next page.
         let range = Range::Between(&from, &to);
-        let mut entries = self
-            .query(
-                pk,
-                range,
-                !query.newest_first,
-                Some(query.limit.saturating_add(1)),
-            )
+        let (entries, next) = self
+            .query_some(pk, range, !query.newest_first, Some(query.limit), &[], None)
             .await?;
-        let more = entries.len() > query.limit;
-        entries.truncate(query.limit);
-        Ok(Listed { entries, more })
+        Ok(Listed {
+            entries,
+            more: next.is_some(),
+        })
     }
 
     pub(super) async fn count_rows(&self, pk: &str, ids: &RangeInclusive<Uuid>) -> Result<u64, StoreError> {
+        if ids.is_empty() {
+            // The table refuses a range that ends before it begins.
+            return Ok(0);
+        }
         let mut count = 0;
         let mut start = None;
         loop {

@@ -361,6 +361,15 @@ impl Store {
         Ok(detail)
     }
 
+    /// Reads an item's results (a JSON text) without the rest of what its conversation produced.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn item_result(&self, item: Uuid) -> Result<Option<String>, StoreError> {
+        let row = self.get_document(&detail_pk(item), "RESULT").await?;
+        Ok(row.map(|(_, body)| body))
+    }
+
     /// Writes a partition's tally unless one of later items is there.
     ///
     /// # Errors

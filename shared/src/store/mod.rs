@@ -539,45 +539,61 @@ impl Store {
         let mut rows = Vec::new();
         let mut start = None;
         loop {
-            let mut request = self
-                .client
-                .query()
-                .table_name(&*self.table)
-                .consistent_read(true)
-                .scan_index_forward(forward)
-                .expression_attribute_values(":pk", text(pk))
-                .set_exclusive_start_key(start)
-                .set_limit(limit.and_then(|limit| i32::try_from(limit - rows.len()).ok()))
-                .set_return_consumed_capacity(self.capacity());
-            request = match range {
-                Range::All => request.key_condition_expression("pk = :pk"),
-                Range::Prefix(prefix) => request
-                    .key_condition_expression("pk = :pk AND begins_with(sk, :sk)")
-                    .expression_attribute_values(":sk", text(prefix)),
-                Range::Between(from, to) => request
-                    .key_condition_expression("pk = :pk AND sk BETWEEN :from AND :to")
-                    .expression_attribute_values(":from", text(from))
-                    .expression_attribute_values(":to", text(to)),
-            };
-            if !only.is_empty() {
-                // Behind placeholders, because some names are words of the expression's language.
-                let placeholders: Vec<String> = only.iter().map(|name| format!("#{name}")).collect();
-                request = request.projection_expression(placeholders.join(", "));
-                for (placeholder, name) in placeholders.into_iter().zip(only) {
-                    request = request.expression_attribute_names(placeholder, *name);
-                }
-            }
-            let answer = request
-                .send()
-                .await
-                .map_err(|error| service_error("Query", &error))?;
-            self.meter.read("Query", answer.consumed_capacity.as_slice());
-            rows.extend(answer.items.unwrap_or_default());
-            start = answer.last_evaluated_key;
+            let left = limit.map(|limit| limit - rows.len());
+            let (some, next) = self.query_some(pk, range, forward, left, only, start).await?;
+            rows.extend(some);
+            start = next;
             if start.is_none() || limit.is_some_and(|limit| rows.len() >= limit) {
                 return Ok(rows);
             }
         }
+    }
+
+    /// What one answer of the table holds of it, which is 1 MB at most, after the key `start`; and where to go on, if there
+    /// may be more.
+    async fn query_some(
+        &self,
+        pk: &str,
+        range: Range<'_>,
+        forward: bool,
+        limit: Option<usize>,
+        only: &[&str],
+        start: Option<Row>,
+    ) -> Result<(Vec<Row>, Option<Row>), StoreError> {
+        let mut request = self
+            .client
+            .query()
+            .table_name(&*self.table)
+            .consistent_read(true)
+            .scan_index_forward(forward)
+            .expression_attribute_values(":pk", text(pk))
+            .set_exclusive_start_key(start)
+            .set_limit(limit.and_then(|limit| i32::try_from(limit).ok()))
+            .set_return_consumed_capacity(self.capacity());
+        request = match range {
+            Range::All => request.key_condition_expression("pk = :pk"),
+            Range::Prefix(prefix) => request
+                .key_condition_expression("pk = :pk AND begins_with(sk, :sk)")
+                .expression_attribute_values(":sk", text(prefix)),
+            Range::Between(from, to) => request
+                .key_condition_expression("pk = :pk AND sk BETWEEN :from AND :to")
+                .expression_attribute_values(":from", text(from))
+                .expression_attribute_values(":to", text(to)),
+        };
+        if !only.is_empty() {
+            // Behind placeholders, because some names are words of the expression's language.
+            let placeholders: Vec<String> = only.iter().map(|name| format!("#{name}")).collect();
+            request = request.projection_expression(placeholders.join(", "));
+            for (placeholder, name) in placeholders.into_iter().zip(only) {
+                request = request.expression_attribute_names(placeholder, *name);
+            }
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| service_error("Query", &error))?;
+        self.meter.read("Query", answer.consumed_capacity.as_slice());
+        Ok((answer.items.unwrap_or_default(), answer.last_evaluated_key))
     }
 
     /// Rows by key, in no order; keys that name nothing are left out.

@@ -417,7 +417,7 @@ impl Store {
             .transpose()
     }
 
-    /// A part of the list of an org's runs.
+    /// A part of the list of an org's runs: what one request to the table gives of it.
     ///
     /// # Errors
     /// When the table cannot be read.
