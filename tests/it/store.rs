@@ -268,6 +268,11 @@ async fn a_turn_is_appended_once_and_large_documents_come_back_whole() {
         Some(&results[at])
     );
     assert_eq!(
+        ctx.store.item_result(id).await.unwrap().as_ref(),
+        Some(&results[at])
+    );
+    assert_eq!(ctx.store.item_result(all[1].id()).await.unwrap(), None);
+    assert_eq!(
         ctx.store.item_detail(all[1].id()).await.unwrap(),
         Default::default()
     );
