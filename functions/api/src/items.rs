@@ -14,6 +14,7 @@ use ringback_shared::{
             CallMetadata, CallMonitor, ItemStatus, SimulationRunConfiguration, SimulationRunItem,
             SimulationRunItemMetadata, Transport,
         },
+        trials::ItemOrigin,
     },
     store::{Manifest, RunHead, TransitionError},
 };
@@ -192,22 +193,34 @@ async fn view(
     let briefing = ctx.briefing(head.id, item.simulation).await?;
     let id = item.id();
     let started = item.started_at();
-    let produced = started.is_some() || item.call_id().is_some() || (item.hooked && item.is_over());
+    let elsewhere = briefing.origin.and_then(|origin| origin.conversation);
+    let produced = started.is_some()
+        || item.call_id().is_some()
+        || (item.hooked && item.is_over())
+        || elsewhere.is_some();
     let detail = if produced {
         ctx.store.item_detail(id).await?
     } else {
         Default::default()
     };
-    let record = CallRecord::of(&item, &detail)?;
-    let call = started.map(|_| {
+    // The conversation of an item that is only judged is another one's.
+    let other = match elsewhere {
+        Some(at) => Some(ctx.store.conversation(at).await?),
+        None => None,
+    };
+    let (held, kept) = other
+        .as_ref()
+        .map_or((&item, &detail), |(held, kept)| (held, kept));
+    let record = CallRecord::of(held, kept)?;
+    let call = held.started_at().map(|_| {
         let mut extra = Map::new();
-        if let Some(id) = item.call_id() {
+        if let Some(id) = held.call_id() {
             extra.insert("providerCallId".to_owned(), json!(id));
         }
-        if let Some(cost) = &item.facts.cost {
+        if let Some(cost) = &held.facts.cost {
             extra.insert("cost".to_owned(), dollars(cost.value));
         }
-        if let Some(ended) = item.ended() {
+        if let Some(ended) = held.ended() {
             extra.insert("endedReason".to_owned(), json!(ended.reason));
             extra.insert("endedAt".to_owned(), json!(iso(ended.at)));
         }
@@ -242,6 +255,15 @@ async fn view(
             .flatten()
             .map(iso)
     };
+    let mut metadata = Map::new();
+    if let Some(origin) = briefing.origin {
+        let from = origin.item;
+        let shown = ItemOrigin {
+            run_id: from.run.to_string(),
+            item_id: ids::item_id(from.run, from.index).to_string(),
+        };
+        metadata.insert("origin".to_owned(), json!(shown));
+    }
     let snapshot = &briefing.snapshot;
     let provider = serde_json::from_value(json!(head.transport)).map_err(corrupt)?;
     Ok(SimulationRunItem {
@@ -255,21 +277,22 @@ async fn view(
         failed_at: decided(State::Failed),
         canceled_at: decided(State::Canceled),
         failure_reason: item.failure.as_ref().map(|failure| failure.reason.clone()),
-        call_id: item.shown_call_id().map(|id| id.to_string()),
+        call_id: held.shown_call_id().map(|id| id.to_string()),
         created_at: iso(head.created_at),
         updated_at: iso(item.updated_at),
         run_id: Some(head.id.to_string()),
         hooks: snapshot
             .scenario
             .get("hooks")
-            .filter(|hooks| !hooks.is_null())
+            .filter(|hooks| !hooks.is_null() && elsewhere.is_none())
             .map(|hooks| serde_json::from_value(hooks.clone()))
             .transpose()
             .map_err(corrupt)?,
         iteration_number: item.iteration.into(),
-        session_id: started
-            .filter(|_| item.call.is_none())
-            .map(|_| ids::session_id(id).to_string()),
+        session_id: held
+            .started_at()
+            .filter(|_| held.call.is_none())
+            .map(|_| ids::session_id(held.id()).to_string()),
         scenario_id: reference.scenario_id.map(|id| id.to_string()),
         personality_id: reference.personality_id.map(|id| id.to_string()),
         metadata: Some(SimulationRunItemMetadata {
@@ -279,6 +302,7 @@ async fn view(
             simulation: object(snapshot.simulation.clone()),
             call,
             hooks: hooks::report(&detail.hooks, snapshot, &briefing.target),
+            extra: metadata,
             ..SimulationRunItemMetadata::default()
         }),
         results,

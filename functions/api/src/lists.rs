@@ -29,7 +29,12 @@ pub(crate) struct ListRequest {
     pub(crate) ids: RangeInclusive<Uuid>,
 }
 
-fn whole(query: &Query, name: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize, ApiError> {
+pub(crate) fn whole(
+    query: &Query,
+    name: &str,
+    default: usize,
+    range: RangeInclusive<usize>,
+) -> Result<usize, ApiError> {
     let Some(text) = query.get(name) else {
         return Ok(default);
     };
