@@ -25,4 +25,5 @@ mod stand_in;
 mod store;
 mod suites;
 mod template;
+mod trials;
 mod voice;
