@@ -15,7 +15,7 @@ use crate::{
     net::Outbound,
     queue::Queues,
     secrets::{Secrets, SecretsManager},
-    store::{Snapshot, Store, StoreError},
+    store::{Basis, ItemOrigin, Snapshot, Store, StoreError},
 };
 
 /// An error that ends an invocation.
@@ -71,11 +71,16 @@ pub struct Context {
 #[derive(Debug)]
 pub struct Briefing {
     /// Scenario, personality, simulation and structured outputs.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// The target.
     pub target: Arc<Value>,
-    plan: OnceLock<Arc<conversation::Plan>>,
+    /// The item that the item came from, if its run came from another one.
+    pub origin: Option<ItemOrigin>,
+    plan: SharedPlan,
 }
+
+/// The fixed part of conversations, made when the first of them needs it.
+type SharedPlan = Arc<OnceLock<Arc<conversation::Plan>>>;
 
 impl Briefing {
     /// The fixed part of the simulation's conversations. The limits are those of the first call.
@@ -114,6 +119,8 @@ const KEPT_TARGETS: usize = 16;
 #[derive(Debug)]
 struct Snapshots {
     briefings: Cache<(Uuid, u32), Arc<Briefing>>,
+    /// Snapshots that several simulations of a run share, by run and place.
+    shared: Cache<(Uuid, u32), (Arc<Snapshot>, SharedPlan)>,
     targets: Cache<Uuid, Arc<Value>>,
 }
 
@@ -146,6 +153,7 @@ impl Context {
             config: Arc::new(config),
             snapshots: Arc::new(Snapshots {
                 briefings: Cache::new(KEPT_BRIEFINGS),
+                shared: Cache::new(KEPT_BRIEFINGS),
                 targets: Cache::new(KEPT_TARGETS),
             }),
         })
@@ -200,16 +208,30 @@ impl Context {
             let target = self.snapshots.targets.get_or_insert_async(&run, async {
                 Ok::<_, StoreError>(Arc::new(self.store.target(run).await?))
             });
-            let (snapshot, target) = tokio::try_join!(self.store.snapshot(run, simulation), target)?;
+            let (basis, target) = tokio::try_join!(self.store.basis(run, simulation), target)?;
+            let ((snapshot, plan), origin) = match basis {
+                Basis::Whole(snapshot) => ((Arc::from(snapshot), SharedPlan::default()), None),
+                Basis::Same { at, origin } => (self.shared(run, at).await?, Some(origin)),
+            };
             Ok(Arc::new(Briefing {
                 snapshot,
                 target,
-                plan: OnceLock::new(),
+                origin,
+                plan,
             }))
         });
         self.snapshots
             .briefings
             .get_or_insert_async(&(run, simulation), read)
             .await
+    }
+
+    /// Reads the snapshot at a place of a run that several of its simulations share.
+    async fn shared(&self, run: Uuid, at: u32) -> Result<(Arc<Snapshot>, SharedPlan), StoreError> {
+        let read = async {
+            let snapshot = self.store.snapshot(run, at).await?;
+            Ok((Arc::new(snapshot), SharedPlan::default()))
+        };
+        self.snapshots.shared.get_or_insert_async(&(run, at), read).await
     }
 }

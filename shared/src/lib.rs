@@ -21,4 +21,5 @@ pub mod receive;
 pub mod secrets;
 pub mod store;
 pub mod telemetry;
+pub mod trials;
 pub mod webhook;

@@ -346,6 +346,16 @@ impl Item {
         }
     }
 
+    /// A new item whose conversation was held before, as another run's item: nothing but a verdict is owed to it.
+    #[must_use]
+    pub fn held_before(self) -> Self {
+        Self {
+            state: State::Evaluating,
+            owed: Owed::Evaluate,
+            ..self
+        }
+    }
+
     /// The item's id.
     #[must_use]
     pub fn id(&self) -> Uuid {

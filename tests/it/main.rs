@@ -28,4 +28,5 @@ mod stand_in;
 mod store;
 mod suites;
 mod template;
+mod trials;
 mod voice;

@@ -6,7 +6,7 @@
 //! JSON between `<<` and `>>`: `sim` and `turns` for the tester, `say`, `tool` and `place` for the target.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -61,9 +61,23 @@ struct Log {
     calls: Vec<Call>,
     callers: usize,
     values: BTreeMap<String, Value>,
+    /// What is said next for an output of a simulation, one after the other.
+    in_turn: BTreeMap<String, VecDeque<Value>>,
     faults: Vec<(Role, usize, Fault)>,
     in_flight: usize,
     max_in_flight: usize,
+}
+
+impl Log {
+    /// Gives the outputs of a simulation the values whose turn it is.
+    fn take_turns(&mut self, sim: &str) {
+        let of_sim = |name: &str| name.split_once('/').is_some_and(|(named, _)| named == sim);
+        for (name, values) in self.in_turn.iter_mut().filter(|(name, _)| of_sim(name)) {
+            if let Some(value) = values.pop_front() {
+                self.values.insert(name.clone(), value);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -127,6 +141,13 @@ impl StandIn {
     /// What the judge says for an output: `name` for all simulations, or `sim/name` for one.
     pub(crate) fn judge(&self, name: &str, value: Value) {
         self.shared.log().values.insert(name.to_owned(), value);
+    }
+
+    /// What the judge says for an output of a simulation (`sim/name`), one value for each time that it is asked. The last one
+    /// stays.
+    pub(crate) fn judge_in_turn(&self, name: &str, values: impl IntoIterator<Item = Value>) {
+        let values = values.into_iter().collect();
+        self.shared.log().in_turn.insert(name.to_owned(), values);
     }
 
     /// The next `times` calls in this role go wrong.
@@ -249,7 +270,11 @@ async fn answer(
     let message = match asked.role {
         Role::Tester => asked.tester(caller),
         Role::Target => asked.target(),
-        Role::Judge => json!({"role": "assistant", "content": asked.judge(&shared.log().values).to_string()}),
+        Role::Judge => {
+            let mut log = shared.log();
+            log.take_turns(&asked.sim);
+            json!({"role": "assistant", "content": asked.judge(&log.values).to_string()})
+        }
     };
     completion(&message)
 }

@@ -92,6 +92,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
         },
         target: json!({}),
         snapshots: vec![snapshot; simulations as usize],
+        origin: None,
         idempotency: None,
     }
 }

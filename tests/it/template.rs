@@ -902,6 +902,7 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
         ("RUN#0190-a", "BODY"),
         ("RUN#0190-a", "BODY~0190~000"),
         ("RUN#0190-a", "TARGET"),
+        ("RUN#0190-a", "NAMES"),
         ("RUN#0190-a", "SNAP#000000"),
         ("RUN#0190-a", "SNAP#000000~0190~000"),
         ("RUN#0190-a#0", "TALLY"),

@@ -111,6 +111,14 @@ impl Request {
         serde_json::from_slice(&self.body)
             .map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))
     }
+
+    /// The body as JSON where there need not be one: no body is an empty object.
+    pub(crate) fn optional_json(&self) -> Result<Value, ApiError> {
+        match self.body.iter().all(u8::is_ascii_whitespace) {
+            true => Ok(json!({})),
+            false => self.json(),
+        }
+    }
 }
 
 /// An answer.

@@ -14,6 +14,7 @@ use ringback_shared::{
             CallMetadata, CallMonitor, SimulationRunConfiguration, SimulationRunItem,
             SimulationRunItemMetadata, Transport,
         },
+        trials::ItemOrigin,
     },
     store::{ItemDetail, Manifest, RunHead, TransitionError},
 };
@@ -278,7 +279,13 @@ async fn view(
     };
     let id = item.id();
     let started = item.started_at();
-    let produced = started.is_some() || item.call_id().is_some() || (item.hooked && item.is_over());
+    let elsewhere = briefing
+        .as_ref()
+        .and_then(|briefing| briefing.origin?.conversation);
+    let produced = started.is_some()
+        || item.call_id().is_some()
+        || (item.hooked && item.is_over())
+        || elsewhere.is_some();
     let detail = match part {
         Part::Whole if produced => ctx.store.item_detail(id).await?,
         Part::Results if item.is_over() => ItemDetail {
@@ -287,16 +294,24 @@ async fn view(
         },
         _ => ItemDetail::default(),
     };
-    let record = CallRecord::of(&item, &detail)?;
-    let call = started.map(|_| {
+    // The conversation of an item that is only judged is another one's.
+    let other = match elsewhere {
+        Some(at) => Some(ctx.store.conversation(at).await?),
+        None => None,
+    };
+    let (held, kept) = other
+        .as_ref()
+        .map_or((&item, &detail), |(held, kept)| (held, kept));
+    let record = CallRecord::of(held, kept)?;
+    let call = held.started_at().map(|_| {
         let mut extra = Map::new();
-        if let Some(id) = item.call_id() {
+        if let Some(id) = held.call_id() {
             extra.insert("providerCallId".to_owned(), json!(id));
         }
-        if let Some(cost) = &item.facts.cost {
+        if let Some(cost) = &held.facts.cost {
             extra.insert("cost".to_owned(), dollars(cost.value));
         }
-        if let Some(ended) = item.ended() {
+        if let Some(ended) = held.ended() {
             extra.insert("endedReason".to_owned(), json!(ended.reason));
             extra.insert("endedAt".to_owned(), json!(iso(ended.at)));
         }
@@ -331,6 +346,15 @@ async fn view(
             .flatten()
             .map(iso)
     };
+    let mut metadata = Map::new();
+    if let Some(origin) = briefing.as_ref().and_then(|briefing| briefing.origin) {
+        let from = origin.item;
+        let shown = ItemOrigin {
+            run_id: from.run.to_string(),
+            item_id: ids::item_id(from.run, from.index).to_string(),
+        };
+        metadata.insert("origin".to_owned(), json!(shown));
+    }
     let snapshot = briefing.as_ref().map(|briefing| &briefing.snapshot);
     let provider = serde_json::from_value(json!(head.transport)).map_err(corrupt)?;
     Ok(SimulationRunItem {
@@ -344,20 +368,21 @@ async fn view(
         failed_at: decided(State::Failed),
         canceled_at: decided(State::Canceled),
         failure_reason: item.failure.as_ref().map(|failure| failure.reason.clone()),
-        call_id: item.shown_call_id().map(|id| id.to_string()),
+        call_id: held.shown_call_id().map(|id| id.to_string()),
         created_at: iso(head.created_at),
         updated_at: iso(item.updated_at),
         run_id: Some(head.id.to_string()),
         hooks: snapshot
             .and_then(|snapshot| snapshot.scenario.get("hooks"))
-            .filter(|hooks| !hooks.is_null())
+            .filter(|hooks| !hooks.is_null() && elsewhere.is_none())
             .map(|hooks| serde_json::from_value(hooks.clone()))
             .transpose()
             .map_err(corrupt)?,
         iteration_number: item.iteration.into(),
-        session_id: started
-            .filter(|_| item.call.is_none())
-            .map(|_| ids::session_id(id).to_string()),
+        session_id: held
+            .started_at()
+            .filter(|_| held.call.is_none())
+            .map(|_| ids::session_id(held.id()).to_string()),
         scenario_id: reference.scenario_id.map(|id| id.to_string()),
         personality_id: reference.personality_id.map(|id| id.to_string()),
         metadata: Some(SimulationRunItemMetadata {
@@ -374,7 +399,7 @@ async fn view(
             hooks: briefing
                 .as_ref()
                 .and_then(|briefing| hooks::report(&detail.hooks, &briefing.snapshot, &briefing.target)),
-            ..SimulationRunItemMetadata::default()
+            extra: metadata,
         }),
         results,
         improvement_suggestions: None,

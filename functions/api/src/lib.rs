@@ -9,8 +9,10 @@ mod hook_secrets;
 mod http;
 mod items;
 mod lists;
+mod reruns;
 mod runs;
 mod signing;
+mod trials;
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
 use ringback_shared::{
@@ -85,6 +87,12 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
             Response::ok(bounded::run(serde_json::json!(runs::current(ctx, &head).await?)))
         }
         ("PATCH", ["eval", "simulation", "run", id]) => runs::cancel(ctx, org, id).await,
+        ("GET", ["eval", "simulation", "run", id, "summary"]) => trials::summary(ctx, org, id, request).await,
+        ("GET", ["eval", "simulation", "run", id, "compare"]) => trials::compare(ctx, org, id, request).await,
+        ("POST", ["eval", "simulation", "run", id, "rerun"]) => reruns::rerun(ctx, org, id, request).await,
+        ("POST", ["eval", "simulation", "run", id, "evaluate"]) => {
+            reruns::evaluate(ctx, org, id, request).await
+        }
         ("GET", ["eval", "simulation", "run", id, "item"]) => items::list(ctx, org, id, request).await,
         ("GET", ["eval", "simulation", "run", id, "item", item]) => items::get(ctx, org, id, item).await,
         ("PATCH", ["eval", "simulation", "run", id, "item", item]) => items::cancel(ctx, org, id, item).await,

@@ -87,7 +87,12 @@ pub(crate) struct ListRequest {
     created: RangeInclusive<i64>,
 }
 
-fn whole(query: &Query, name: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize, ApiError> {
+pub(crate) fn whole(
+    query: &Query,
+    name: &str,
+    default: usize,
+    range: RangeInclusive<usize>,
+) -> Result<usize, ApiError> {
     let Some(text) = query.get(name) else {
         return Ok(default);
     };

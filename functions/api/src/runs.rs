@@ -1,4 +1,6 @@
-//! Runs: create, read, list, cancel.
+//! Runs: create, read, list, cancel. Those that come from another run are in [`crate::reruns`].
+
+use std::collections::HashSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
@@ -14,9 +16,12 @@ use ringback_shared::{
             SimulationRunListItem, SimulationRunListSource, SimulationRunListSummary,
             SimulationRunSourceType, SimulationRunTarget, TargetSquad, Transport, TransportProvider,
         },
+        trials,
     },
     progress,
-    store::{Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunState, SimulationRef, Snapshot},
+    store::{
+        Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunOrigin, RunState, SimulationRef, Snapshot,
+    },
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -48,49 +53,15 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
                 ctx.config.max_iterations
             ))
         })?;
-    let provider = wanted
-        .transport
-        .as_ref()
-        .map_or(TransportProvider::Websocket, |transport| transport.provider);
-    let cap = wanted
-        .concurrency_limit
-        .map(|limit| u32::try_from(limit).ok().filter(|&limit| limit > 0))
-        .map(|limit| {
-            limit.ok_or_else(|| ApiError::bad_request("concurrencyLimit must be a whole number from 1 on"))
-        })
-        .transpose()?;
+    let cap = cap(wanted.concurrency_limit)?;
     let now = ctx.clock.now_ms();
-    let idempotency = request.idempotency_key.as_ref().map(|key| {
-        (
-            ids::sha256_hex(format!("run:{key}").as_bytes()),
-            ids::sha256_hex(&request.body),
-        )
-    });
-    if let Some(idempotency) = &idempotency
-        && let Some(before) = ctx.store.created_with(org, idempotency, now).await?
-    {
-        // What the request names may have changed or gone since; its run has not.
-        let (head, manifest) = made_before(ctx, org, before).await?;
-        return Response::created(bounded::run(json!(created(ctx, head, &manifest)?)));
+    let idempotency = idempotency("", request);
+    if let Some(answer) = repeated(ctx, org, idempotency.as_ref(), now).await? {
+        return Ok(answer);
     }
     let id = ids::new_id(now);
     let (target, target_id) = resolve_target(ctx, org, &wanted.target).await?;
-    let endpoint = if provider == TransportProvider::Websocket {
-        let named = wanted
-            .transport
-            .as_ref()
-            .and_then(|transport| transport.extra.get("endpointId"))
-            .filter(|named| !named.is_null())
-            .map(|named| {
-                named
-                    .as_str()
-                    .ok_or_else(|| ApiError::bad_request("transport.endpointId must be an id"))
-            })
-            .transpose()?;
-        Some(endpoint_for(ctx, org, named).await?)
-    } else {
-        None
-    };
+    let (provider, endpoint) = resolve_transport(ctx, org, wanted.transport.as_ref()).await?;
     let suites = load_suites(ctx, org, &mut wanted.simulations).await?;
     let most = MAX_ITEMS / iterations as usize;
     let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, &suites, most, now).await?;
@@ -99,10 +70,6 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         target: json!(wanted.target),
         refs,
     };
-    if snapshots.iter().any(Snapshot::has_hooks) {
-        // Nothing is sent unsigned: the secret is there before the first hook is owed.
-        hook_secrets::first(ctx, org).await?;
-    }
     let new = NewRun {
         id,
         org,
@@ -115,13 +82,55 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         manifest,
         target,
         snapshots,
+        origin: None,
         idempotency,
     };
+    start(ctx, new, now).await
+}
+
+/// What makes a request that starts a run known when it is sent again: its key, if it has one, and what it asks for. `path`
+/// tells requests with the same body apart that go to different places.
+pub(crate) fn idempotency(path: &str, request: &Request) -> Option<(String, String)> {
+    let key = request.idempotency_key.as_ref()?;
+    let asked = [path.as_bytes(), &request.body].concat();
+    Some((
+        ids::sha256_hex(format!("run:{key}").as_bytes()),
+        ids::sha256_hex(&asked),
+    ))
+}
+
+/// Starts a run of which everything is resolved, and answers with it. Every new run passes here: one that is asked for, a
+/// rerun, and one that only judges. `now` is in milliseconds since the Unix epoch.
+pub(crate) async fn start(ctx: &Context, new: NewRun, now: i64) -> Result<Response, ApiError> {
+    if new.snapshots.iter().any(Snapshot::has_hooks) {
+        // Nothing is sent unsigned: the secret is there before the first hook is owed.
+        hook_secrets::first(ctx, new.org).await?;
+    }
     let (head, manifest) = match ctx.store.create_run(&new, now).await? {
         Created::New(head) => (*head, new.manifest),
-        before => made_before(ctx, org, before).await?,
+        before => made_before(ctx, new.org, before).await?,
     };
     Response::created(bounded::run(json!(created(ctx, head, &manifest)?)))
+}
+
+/// The answer to a request with an idempotency key that was sent before. What the request names may have changed or gone since;
+/// its run has not.
+pub(crate) async fn repeated(
+    ctx: &Context,
+    org: Uuid,
+    idempotency: Option<&(String, String)>,
+    now: i64,
+) -> Result<Option<Response>, ApiError> {
+    let Some(idempotency) = idempotency else {
+        return Ok(None);
+    };
+    let Some(before) = ctx.store.created_with(org, idempotency, now).await? else {
+        return Ok(None);
+    };
+    let (head, manifest) = made_before(ctx, org, before).await?;
+    Ok(Some(Response::created(bounded::run(json!(created(
+        ctx, head, &manifest
+    )?)))?))
 }
 
 /// The run that the same request made before.
@@ -142,6 +151,39 @@ async fn made_before(ctx: &Context, org: Uuid, before: Created) -> Result<(RunHe
     };
     let manifest = ctx.store.manifest(head.id).await?;
     Ok((head, manifest))
+}
+
+/// How many of a run's items may be under way at a time, if the request says so.
+pub(crate) fn cap(limit: Option<i64>) -> Result<Option<u32>, ApiError> {
+    let whole = |limit| u32::try_from(limit).ok().filter(|&limit| limit > 0);
+    limit
+        .map(|limit| {
+            whole(limit)
+                .ok_or_else(|| ApiError::bad_request("concurrencyLimit must be a whole number from 1 on"))
+        })
+        .transpose()
+}
+
+/// How a run's tester reaches the target, and through which endpoint if it calls.
+pub(crate) async fn resolve_transport(
+    ctx: &Context,
+    org: Uuid,
+    transport: Option<&Transport>,
+) -> Result<(TransportProvider, Option<Uuid>), ApiError> {
+    let provider = transport.map_or(TransportProvider::Websocket, |transport| transport.provider);
+    if provider != TransportProvider::Websocket {
+        return Ok((provider, None));
+    }
+    let named = transport
+        .and_then(|transport| transport.extra.get("endpointId"))
+        .filter(|named| !named.is_null())
+        .map(|named| {
+            named
+                .as_str()
+                .ok_or_else(|| ApiError::bad_request("transport.endpointId must be an id"))
+        })
+        .transpose()?;
+    Ok((provider, Some(endpoint_for(ctx, org, named).await?)))
 }
 
 /// The endpoint that carries a run's calls: the one that its transport names, or the org's first.
@@ -194,7 +236,7 @@ fn created(
     })
 }
 
-async fn resolve_target(
+pub(crate) async fn resolve_target(
     ctx: &Context,
     org: Uuid,
     target: &SimulationRunTarget,
@@ -427,7 +469,7 @@ fn resolve_entry<'a>(
 }
 
 /// The ids of the structured outputs that a scenario's evaluations name.
-fn output_ids(scenario: &Value) -> Vec<String> {
+pub(crate) fn output_ids(scenario: &Value) -> Vec<String> {
     let evaluations = scenario.get("evaluations").and_then(Value::as_array);
     evaluations
         .into_iter()
@@ -534,6 +576,17 @@ fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunIt
     }
 }
 
+/// Where a run stands as clients see it; `under_way` says whether any of its items was started or is over.
+pub(crate) fn status(head: &RunHead, under_way: bool) -> RunStatus {
+    match head.state {
+        // The items are written a moment before the head.
+        RunState::Queued if under_way => RunStatus::Running,
+        RunState::Queued => RunStatus::Queued,
+        RunState::Running => RunStatus::Running,
+        RunState::Ended => RunStatus::Ended,
+    }
+}
+
 /// A run as clients see it.
 fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<SimulationRun, ApiError> {
     let stored = |error: serde_json::Error| ApiError::internal(&error);
@@ -541,13 +594,7 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
     Ok(SimulationRun {
         id: head.id.to_string(),
         org_id: head.org.to_string(),
-        status: match head.state {
-            // The counts are written a moment before the head.
-            RunState::Queued if tally.is_under_way() => RunStatus::Running,
-            RunState::Queued => RunStatus::Queued,
-            RunState::Running => RunStatus::Running,
-            RunState::Ended => RunStatus::Ended,
-        },
+        status: status(head, tally.is_under_way()),
         queued_at: iso(head.created_at),
         started_at: head.started_at.map(iso),
         ended_at: head.ended_at.map(iso),
@@ -572,12 +619,22 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
                 .into_iter()
                 .collect(),
         }),
-        extra: head
-            .cap
-            .map(|cap| ("concurrencyLimit".to_owned(), json!(cap)))
-            .into_iter()
-            .collect(),
+        extra: [
+            ("concurrencyLimit", head.cap.map(|cap| json!(cap))),
+            ("origin", head.origin.map(|origin| json!(shown_origin(origin)))),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect(),
     })
+}
+
+/// Where a run comes from, as clients see it.
+pub(crate) fn shown_origin(origin: RunOrigin) -> trials::RunOrigin {
+    trials::RunOrigin {
+        kind: origin.kind,
+        run_id: origin.run.to_string(),
+    }
 }
 
 /// A run as it is now.
@@ -600,8 +657,8 @@ async fn summary(
     run: &SimulationRun,
     refs: &[SimulationRef],
 ) -> Result<SimulationRunListSummary, ApiError> {
-    // What came inline got its id when the run was created, and is stored nowhere.
-    let made_for_the_run = ids::floor_id(head.created_at);
+    // What came inline got its id when the run was created, or the run that it came from, and is stored nowhere.
+    let made_for_the_run = ids::floor_id(head.first_created_at());
     let mut stored: Vec<Uuid> = refs
         .iter()
         .map(|reference| reference.simulation_id)
@@ -609,6 +666,14 @@ async fn summary(
         .collect();
     stored.sort_unstable();
     stored.dedup();
+    // A run that came from another one names a simulation once for each item.
+    let played = match head.origin {
+        Some(_) => {
+            let distinct: HashSet<Uuid> = refs.iter().map(|reference| reference.simulation_id).collect();
+            distinct.len()
+        }
+        None => refs.len(),
+    };
     let briefing = ctx.briefing(head.id, 0).await?;
     let name_of = |value: Option<&Value>| {
         value
@@ -637,7 +702,7 @@ async fn summary(
             ctx.store.definition(head.org, kind, id).await?.is_some(),
         ),
         None => {
-            let name = match refs.len() {
+            let name = match played {
                 1 => first,
                 count => format!("{count} simulations"),
             };
@@ -654,7 +719,7 @@ async fn summary(
             extra: Map::new(),
         },
         target_snapshot_name: target_name(&briefing.target),
-        simulation_count: i64::try_from(refs.len()).unwrap_or(i64::MAX),
+        simulation_count: i64::try_from(played).unwrap_or(i64::MAX),
         extra: Map::new(),
     })
 }

@@ -133,12 +133,18 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
 /// Brings the conversation and the evaluations together and asks for what only a model can extract.
 async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Result<Verdict, Stop> {
     let corrupt = |error: serde_json::Error| StoreError::Corrupt(error.to_string());
-    let (briefing, detail) = tokio::try_join!(
+    let (briefing, mut detail) = tokio::try_join!(
         ctx.briefing(item.run, item.simulation),
         ctx.store.item_detail(item.id())
     )?;
-    let voice = item.call.is_some();
-    if let Some(ended) = item.ended()
+    let extracts = std::mem::take(&mut detail.extracts);
+    // The conversation may be another item's, which is judged here once more.
+    let (held, detail) = match briefing.origin.and_then(|origin| origin.conversation) {
+        Some(at) => ctx.store.conversation(at).await?,
+        None => (item.clone(), detail),
+    };
+    let voice = held.call.is_some();
+    if let Some(ended) = held.ended()
         && let Some(fault) = ended.fault
     {
         // An outage is not the target's failure: there is nothing to judge.
@@ -147,14 +153,14 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
             transient: false,
         });
     }
-    let record = CallRecord::of(item, &detail)?;
+    let record = CallRecord::of(&held, &detail)?;
     let (messages, transcript) = (record.messages, record.transcript);
     let facts = Facts {
         messages: &messages,
         transcript: &transcript,
-        ended_reason: item.ended().map(|ended| ended.reason.as_str()),
-        started_ms: item.started_at(),
-        ended_ms: item.ended().map(|ended| ended.at),
+        ended_reason: held.ended().map(|ended| ended.reason.as_str()),
+        started_ms: held.started_at(),
+        ended_ms: held.ended().map(|ended| ended.at),
         transport: if voice { Transport::Voice } else { Transport::Chat },
         live_target: briefing.has_live_target(),
     };
@@ -178,7 +184,7 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
     }
     let plan = Plan::new(&evaluations, &expectations, &facts);
     let mut extractions = Extractions::new();
-    for kept in &detail.extracts {
+    for kept in &extracts {
         extractions.extend(serde_json::from_str::<Extractions>(kept).map_err(corrupt)?);
     }
     // One request needs no keeping: the verdict comes right after it.

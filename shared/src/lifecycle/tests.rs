@@ -289,3 +289,24 @@ fn a_long_reason_says_that_it_was_cut() {
     assert_eq!(failure.reason.chars().count(), Failure::MAX_REASON);
     assert!(failure.reason.ends_with('…'));
 }
+
+#[test]
+fn what_was_held_before_is_only_judged() {
+    let item = item().held_before();
+    assert_eq!(
+        (item.state, item.waiting(), item.is_over()),
+        (State::Evaluating, Some(Owed::Evaluate), true)
+    );
+    assert!(item.begins_to_wait(None) && item.due_at.is_some());
+    assert_eq!(item.claim("a", 1000, NOW), Err(Refused::Past));
+    assert_eq!(item.claim_call("a", 1000, 1000, NOW), Err(Refused::Past));
+    let held = item.claim_evaluation("a", 1000, NOW).unwrap();
+    let passed = held.decide("a", Ok(()), NOW).unwrap();
+    assert_eq!((passed.state, passed.owed), (State::Passed, Owed::Nothing));
+    // A worker that died is followed by another one, and what is canceled stays so.
+    let swept = held.requeue(true, NOW + 1).unwrap();
+    assert!(swept.claim_evaluation("b", 1000, NOW + 1).is_ok());
+    let canceled = held.cancel(NOW).unwrap();
+    assert_eq!((canceled.state, canceled.owed), (State::Canceled, Owed::Nothing));
+    assert_eq!(held.started_at(), None);
+}

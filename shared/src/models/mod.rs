@@ -11,6 +11,7 @@ pub mod lenient;
 pub mod page;
 pub mod run;
 pub mod simulation;
+pub mod trials;
 mod validate;
 
 pub use validate::{Invalid, Validate, check, parse};

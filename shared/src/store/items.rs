@@ -9,8 +9,9 @@ use super::{
     document, integer, number, read, schema, string, text, write,
 };
 use crate::{
-    lifecycle::{Hook, Item, Refused, State, Tally},
+    lifecycle::{Facts, Failure, Hook, Item, Refused, State, Tally},
     queue::WorkQueue,
+    trials::Outcome,
 };
 
 /// How many items of a run share a partition.
@@ -115,6 +116,42 @@ pub struct Counted {
     pub simulation: u32,
     /// Grows by one with every write.
     pub version: u64,
+}
+
+/// What the rows of [`Standing`]s are read for.
+const STANDING: &[&str] = &["index", "simulation", "state", "failure", "facts"];
+
+/// What an item came to so far.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize)]
+pub struct Standing {
+    /// Its place in its run, from 0.
+    pub index: u32,
+    /// Which of the run's simulations it is, from 0.
+    pub simulation: u32,
+    /// Where it stands.
+    pub state: State,
+    /// Why it failed.
+    #[serde(default)]
+    pub failure: Option<Failure>,
+    /// What was observed of its conversation.
+    #[serde(default)]
+    pub facts: Facts,
+}
+
+impl Standing {
+    /// What it says about the agent.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        Outcome::of(self.state, self.failure.as_ref())
+    }
+
+    /// Whether it had a conversation of its own that can be judged: it ended, and did not break off by the fault of
+    /// somebody else.
+    #[must_use]
+    pub fn was_held(&self) -> bool {
+        let ended = self.facts.ended.as_ref();
+        ended.is_some_and(|ended| ended.value.fault.is_none())
+    }
 }
 
 /// A row to which something is owed, as the index names it.
@@ -234,6 +271,29 @@ impl Store {
             }
         }
         Ok((items, tally))
+    }
+
+    /// Reads what all stored items of one partition came to, consistently.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn standings(&self, run: Uuid, partition: u32) -> Result<Vec<Standing>, StoreError> {
+        let pk = ItemKey::partition(run, partition);
+        let rows = self
+            .query_only(&pk, Range::Prefix("ITEM#"), true, None, STANDING)
+            .await?;
+        rows.into_iter().map(read).collect()
+    }
+
+    /// Reads an item that had a conversation, with everything that is kept of it.
+    ///
+    /// # Errors
+    /// When the table cannot be read or there is no such item.
+    pub async fn conversation(&self, at: ItemKey) -> Result<(Item, ItemDetail), StoreError> {
+        let id = crate::ids::item_id(at.run, at.index);
+        let (item, detail) = tokio::try_join!(self.item(at), self.item_detail(id))?;
+        let item = item.ok_or_else(|| StoreError::Corrupt(format!("item {id} is gone")))?;
+        Ok((item, detail))
     }
 
     /// Takes a decision on an item: writes `decide(item)` on the condition that nobody wrote since `item` was read. When

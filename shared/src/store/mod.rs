@@ -7,7 +7,7 @@
 //! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
 //! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` a run's head |
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made |
-//! | `RUN#{run}` | `BODY`, `TARGET`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
+//! | `RUN#{run}` | `BODY`, `TARGET`, `NAMES`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
 //! | `RUN#{run}#{partition}` | `ITEM#{index}`, `TALLY` | the heads of at most 100 items, and their count |
 //! | `RUN#{run}#slots` | `SLOT#{n}` | a slot of a run that has a cap of its own: its holder |
 //! | `ORG#{org}#slots` | `SLOT#{n}` | a call slot: its holder |
@@ -21,6 +21,9 @@
 //!
 //! The index `due` holds the rows to which something is owed, those that wait on a queue apart from the others. Only `sweep`
 //! reads it.
+//!
+//! A snapshot's row of a run that came from another run says which row of the same run has the snapshot (`same`), and from
+//! which item it was taken: so the items of a simulation share one.
 //!
 //! A document that is larger than a row can be is split: the row says how many `parts` follow it under `{sk}~{n}`. The
 //! parts are written first, so a row that can be read is whole.
@@ -55,10 +58,15 @@ pub use self::{
     calls::{Admitted, EventHead, NewEvent, Waiting, event_from_image},
     definitions::{Definition, Kind, ListQuery, Listed},
     hooks::{HookKey, hook_from_image},
-    items::{DueKey, ItemDetail, ItemKey, PARTITION, StoredTally, TransitionError, item_from_image},
+    items::{
+        DueKey, ItemDetail, ItemKey, PARTITION, Standing, StoredTally, TransitionError, item_from_image,
+    },
     meter::{Meter, Usage},
     orgs::{Principal, Revision},
-    runs::{Created, Manifest, NewRun, RunHead, RunOwed, RunState, SimulationRef, Snapshot, head_from_image},
+    runs::{
+        Basis, Created, ItemOrigin, Manifest, Names, NewItem, NewOrigin, NewRun, RunHead, RunOrigin, RunOwed,
+        RunState, SimulationRef, Snapshot, head_from_image,
+    },
 };
 
 /// The largest text that goes into one row; a row may have 400 KB, keys and names included.

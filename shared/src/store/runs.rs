@@ -1,5 +1,7 @@
 //! Runs: their heads, what they were asked for, the snapshots they work from, and their expansion into items.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -11,7 +13,11 @@ use super::{
     items::{due_shard, item_row},
     key, number, read, string, text, write,
 };
-use crate::lifecycle::{Item, REQUEUE_AFTER_MS, Tally};
+use crate::{
+    ids,
+    lifecycle::{Item, REQUEUE_AFTER_MS, Tally},
+    models::trials::OriginKind,
+};
 
 /// How many items one transaction of the expansion puts. Partitions are a whole number of chunks.
 const CHUNK: u32 = 50;
@@ -81,6 +87,9 @@ pub struct RunHead {
     /// The target's id, unless it came inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_id: Option<Uuid>,
+    /// The run that it came from, if it came from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<RunOrigin>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_at: i64,
     /// When it was last written, in milliseconds since the Unix epoch.
@@ -116,6 +125,21 @@ impl RunHead {
         self.total.div_ceil(PARTITION)
     }
 
+    /// Whether its conversations were held before, by another run: its items need no slots and tell no hooks.
+    #[must_use]
+    pub fn only_judges(&self) -> bool {
+        let origin = self.origin.as_ref();
+        origin.is_some_and(|origin| origin.kind == OriginKind::Evaluation)
+    }
+
+    /// When the first of the runs that it came from was created, or else itself, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn first_created_at(&self) -> i64 {
+        self.origin
+            .as_ref()
+            .map_or(self.created_at, |origin| ids::created_ms(origin.root))
+    }
+
     /// Its item at `index` as it is at first.
     #[must_use]
     pub fn item(&self, index: u32, now: i64) -> Item {
@@ -123,6 +147,9 @@ impl RunHead {
             hooked: self.hooked,
             ..Item::admitted(self.org, self.id, index, self.iterations, now)
         };
+        if self.only_judges() {
+            return item.held_before();
+        }
         match (self.endpoint, self.cap) {
             (Some(endpoint), _) => item.by_voice(endpoint),
             (None, Some(_)) => item.queued(),
@@ -132,7 +159,7 @@ impl RunHead {
 
     /// What is waited for, if its items need slots.
     fn waiting(&self, now: i64) -> Option<Waiting> {
-        let waits = self.endpoint.is_some() || self.cap.is_some();
+        let waits = !self.only_judges() && (self.endpoint.is_some() || self.cap.is_some());
         waits.then(|| Waiting {
             run: self.id,
             next: 0,
@@ -216,6 +243,87 @@ impl Snapshot {
     }
 }
 
+/// The run that a run came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunOrigin {
+    /// How it came from there.
+    pub kind: OriginKind,
+    /// The other run.
+    pub run: Uuid,
+    /// The first run of them all: the other run, or where that one came from.
+    pub root: Uuid,
+}
+
+/// The item that an item came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ItemOrigin {
+    /// The item of the other run.
+    pub item: ItemKey,
+    /// The item that held the conversation to be judged, if none is to be held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<ItemKey>,
+}
+
+/// What the items of a simulation work from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Basis {
+    /// A snapshot of their own.
+    Whole(Box<Snapshot>),
+    /// The snapshot in another place of the same run.
+    Same {
+        /// That place.
+        at: u32,
+        /// The item that theirs came from.
+        origin: ItemOrigin,
+    },
+}
+
+/// What a simulation and its parts were called when the run was created.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names {
+    /// The simulation.
+    pub simulation: String,
+    /// The scenario.
+    pub scenario: String,
+    /// The personality.
+    pub personality: String,
+}
+
+impl Names {
+    fn of(snapshot: &Snapshot) -> Self {
+        let name = |value: &Value| {
+            let name = value.get("name").and_then(Value::as_str);
+            name.unwrap_or_default().to_owned()
+        };
+        Self {
+            simulation: name(&snapshot.simulation),
+            scenario: name(&snapshot.scenario),
+            personality: name(&snapshot.personality),
+        }
+    }
+}
+
+/// An item that comes from another run's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewItem {
+    /// Which of the new run's snapshots it works from.
+    pub snapshot: u32,
+    /// Where it comes from.
+    pub origin: ItemOrigin,
+}
+
+/// Where a run to be created comes from.
+#[derive(Debug, Clone)]
+pub struct NewOrigin {
+    /// The other run.
+    pub run: RunOrigin,
+    /// The items in order, one for each of the manifest's simulations.
+    pub items: Vec<NewItem>,
+}
+
 /// A run to be created.
 #[derive(Debug, Clone)]
 pub struct NewRun {
@@ -239,8 +347,10 @@ pub struct NewRun {
     pub manifest: Manifest,
     /// The target's snapshot.
     pub target: Value,
-    /// The simulations' snapshots, in order.
+    /// The simulations' snapshots, in order; of a run that comes from another one the different snapshots of its items.
     pub snapshots: Vec<Snapshot>,
+    /// Where it comes from, if it comes from another run. Then each simulation is held once.
+    pub origin: Option<NewOrigin>,
     /// The SHA-256 of the client's idempotency key and that of its request, if it sent a key.
     pub idempotency: Option<(String, String)>,
 }
@@ -302,6 +412,61 @@ fn snapshot_sk(simulation: u32) -> String {
     format!("SNAP#{simulation:06}")
 }
 
+/// A number of things that a run has far fewer of.
+fn place(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// The attribute that says where the snapshot is that a row shares.
+const SAME: &str = "same";
+
+/// The row of items that share the snapshot `at` another place of their run.
+fn same_row(pk: &str, n: u32, at: u32, origin: &ItemOrigin) -> Result<Row, StoreError> {
+    let mut row = key(pk, &snapshot_sk(n));
+    row.insert(SAME.to_owned(), number(at));
+    row.insert("body".to_owned(), text(json(origin)?));
+    Ok(row)
+}
+
+fn basis(row: &Row, body: &str) -> Result<Basis, StoreError> {
+    let corrupt = |error: serde_json::Error| StoreError::Corrupt(error.to_string());
+    match integer(row, SAME).and_then(|at| u32::try_from(at).ok()) {
+        Some(at) => Ok(Basis::Same {
+            at,
+            origin: serde_json::from_str(body).map_err(corrupt)?,
+        }),
+        None => Ok(Basis::Whole(serde_json::from_str(body).map_err(corrupt)?)),
+    }
+}
+
+/// The documents that hold what a run's items work from, and what their simulations are called.
+fn snapshot_documents(pk: &str, new: &NewRun) -> Result<Vec<(Row, Vec<Row>)>, StoreError> {
+    let items = new.origin.as_ref().map(|origin| origin.items.as_slice());
+    // Items from elsewhere come first, and what they share after them.
+    let first = items.map_or(0, <[NewItem]>::len);
+    let mut documents = Vec::with_capacity(first + new.snapshots.len() + 1);
+    for (n, item) in items.into_iter().flatten().enumerate() {
+        let at = place(first + item.snapshot as usize);
+        documents.push((same_row(pk, place(n), at, &item.origin)?, Vec::new()));
+    }
+    for (n, snapshot) in new.snapshots.iter().enumerate() {
+        documents.push(document(pk, &snapshot_sk(place(first + n)), &json(snapshot)?));
+    }
+    let mut names: BTreeMap<Uuid, Names> = BTreeMap::new();
+    for (n, reference) in new.manifest.refs.iter().enumerate() {
+        let shared = items
+            .and_then(|items| items.get(n))
+            .map(|item| item.snapshot as usize);
+        if let Some(snapshot) = new.snapshots.get(shared.unwrap_or(n)) {
+            names
+                .entry(reference.simulation_id)
+                .or_insert_with(|| Names::of(snapshot));
+        }
+    }
+    documents.push(document(pk, "NAMES", &json(&names)?));
+    Ok(documents)
+}
+
 impl Store {
     /// Creates a run at `now` (milliseconds since the Unix epoch) by one transaction: from then on it exists, whatever
     /// happens. A run of few items has them at once; the others are expanded by whoever finds the run's head.
@@ -309,7 +474,11 @@ impl Store {
     /// # Errors
     /// When the table cannot be written; then there is no run.
     pub async fn create_run(&self, new: &NewRun, now: i64) -> Result<Created, StoreError> {
-        let count = u32::try_from(new.snapshots.len()).unwrap_or(u32::MAX);
+        let items = new.origin.as_ref().map(|origin| origin.items.len());
+        let count = place(items.unwrap_or(new.snapshots.len()));
+        let origin = new.origin.as_ref().map(|origin| origin.run);
+        // What was told of a conversation is not told again.
+        let tells = origin.is_none_or(|origin| origin.kind != OriginKind::Evaluation);
         let mut head = RunHead {
             id: new.id,
             org: new.org,
@@ -320,9 +489,10 @@ impl Store {
             transport: new.transport.clone(),
             endpoint: new.endpoint,
             cap: new.cap,
-            hooked: new.snapshots.iter().any(Snapshot::has_hooks),
+            hooked: tells && new.snapshots.iter().any(Snapshot::has_hooks),
             target_type: new.target_type.clone(),
             target_id: new.target_id,
+            origin,
             created_at: now,
             updated_at: now,
             started_at: None,
@@ -340,13 +510,7 @@ impl Store {
             (body, Vec::new()),
             document(&pk, "TARGET", &new.target.to_string()),
         ];
-        for (n, snapshot) in new.snapshots.iter().enumerate() {
-            documents.push(document(
-                &pk,
-                &snapshot_sk(u32::try_from(n).unwrap_or(u32::MAX)),
-                &json(snapshot)?,
-            ));
-        }
+        documents.extend(snapshot_documents(&pk, new)?);
         let mut rows: Vec<Row> = Vec::with_capacity(documents.len());
         for (row, parts) in documents {
             rows.push(row);
@@ -463,7 +627,63 @@ impl Store {
     /// # Errors
     /// When the table cannot be read or the run has none.
     pub async fn snapshot(&self, run: Uuid, simulation: u32) -> Result<Snapshot, StoreError> {
-        self.run_document(run, &snapshot_sk(simulation)).await
+        let mut basis = self.basis(run, simulation).await?;
+        if let Basis::Same { at, .. } = basis {
+            basis = self.basis(run, at).await?;
+        }
+        match basis {
+            Basis::Whole(snapshot) => Ok(*snapshot),
+            Basis::Same { at, .. } => Err(StoreError::Corrupt(format!("run {run} has no snapshot {at}"))),
+        }
+    }
+
+    /// Reads what the items of a run's simulation work from, by its place in the run.
+    ///
+    /// # Errors
+    /// When the table cannot be read or the run has none.
+    pub async fn basis(&self, run: Uuid, simulation: u32) -> Result<Basis, StoreError> {
+        let sk = snapshot_sk(simulation);
+        let missing = || StoreError::Corrupt(format!("run {run} has no {sk}"));
+        let (row, body) = self.get_document(&run_pk(run), &sk).await?.ok_or_else(missing)?;
+        basis(&row, &body)
+    }
+
+    /// Reads what the items of many simulations of a run work from, by their places in the run, each of them once.
+    ///
+    /// # Errors
+    /// When the table cannot be read or the run lacks one of them.
+    pub async fn bases(&self, run: Uuid, simulations: &[u32]) -> Result<BTreeMap<u32, Basis>, StoreError> {
+        let pk = run_pk(run);
+        let keys = simulations.iter().map(|&n| (pk.clone(), snapshot_sk(n)));
+        let mut bases = BTreeMap::new();
+        for row in self.batch_get(keys.collect()).await? {
+            let sk = string(&row, "sk")?;
+            let n = sk.strip_prefix("SNAP#").and_then(|n| n.parse().ok());
+            let n = n.ok_or_else(|| StoreError::Corrupt(format!("{sk} is no snapshot's key")))?;
+            let found = if row.contains_key("parts") {
+                self.basis(run, n).await?
+            } else {
+                basis(&row, string(&row, "body")?)?
+            };
+            bases.insert(n, found);
+        }
+        match simulations.iter().find(|n| !bases.contains_key(n)) {
+            Some(n) => Err(StoreError::Corrupt(format!("run {run} has no snapshot {n}"))),
+            None => Ok(bases),
+        }
+    }
+
+    /// Reads what a run's simulations and their parts were called when it was created, by the simulations' ids.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn names(&self, run: Uuid) -> Result<BTreeMap<Uuid, Names>, StoreError> {
+        match self.get_document(&run_pk(run), "NAMES").await? {
+            Some((_, body)) => {
+                serde_json::from_str(&body).map_err(|error| StoreError::Corrupt(error.to_string()))
+            }
+            None => Ok(BTreeMap::new()),
+        }
     }
 
     async fn run_document<T: serde::de::DeserializeOwned>(
