@@ -388,7 +388,13 @@ fn mode(assistant: &Object) -> Mode {
     }
 }
 
-fn prompt(assistant: &Object) -> &[Value] {
+/// An assistant's tools as its model is told of them.
+pub(crate) fn offered_tools(assistant: &Object) -> Vec<Json> {
+    Tools::of(assistant).offered
+}
+
+/// An assistant's messages from before the conversation.
+pub(crate) fn prompt(assistant: &Object) -> &[Value] {
     let messages = assistant.get("model").and_then(|model| model.get("messages"));
     messages.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
@@ -398,7 +404,7 @@ fn said(role: &str, text: &str) -> Json {
 }
 
 /// The target with the overrides laid over it and the placeholders filled in.
-fn overridden(target: &Value, overrides: &Value) -> Object {
+pub(crate) fn overridden(target: &Value, overrides: &Value) -> Object {
     let mut assistant = target.as_object().cloned().unwrap_or_default();
     let empty = Object::new();
     let overrides = overrides.as_object().unwrap_or(&empty);

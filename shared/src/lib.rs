@@ -22,3 +22,4 @@ pub mod secrets;
 pub mod store;
 pub mod telemetry;
 pub mod webhook;
+pub mod writing;
