@@ -26,3 +26,4 @@ mod store;
 mod suites;
 mod template;
 mod voice;
+mod writers;

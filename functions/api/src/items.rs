@@ -30,7 +30,7 @@ use crate::{
 const READS: usize = 16;
 
 /// An item's place in the run that a client names.
-fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
+pub(crate) fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
     Uuid::try_parse(item)
         .ok()
         .and_then(|id| ids::item_index(head.id, id))
@@ -39,7 +39,7 @@ fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
 }
 
 /// The items with these indexes, those not stored yet as they will be.
-async fn load(ctx: &Context, head: &RunHead, indexes: &[u32]) -> Result<Vec<Item>, ApiError> {
+pub(crate) async fn load(ctx: &Context, head: &RunHead, indexes: &[u32]) -> Result<Vec<Item>, ApiError> {
     let stored = ctx.store.items(head.id, indexes).await?;
     Ok(indexes
         .iter()
@@ -192,13 +192,22 @@ async fn view(
     let briefing = ctx.briefing(head.id, item.simulation).await?;
     let id = item.id();
     let started = item.started_at();
-    let produced = started.is_some() || item.call_id().is_some() || (item.hooked && item.is_over());
+    // What failed before it began may have suggestions.
+    let produced = started.is_some()
+        || item.call_id().is_some()
+        || item.state == State::Failed
+        || (item.hooked && item.is_over());
     let detail = if produced {
         ctx.store.item_detail(id).await?
     } else {
         Default::default()
     };
     let record = CallRecord::of(&item, &detail)?;
+    let outputs = detail
+        .outputs
+        .iter()
+        .map(|(id, found)| Ok((id.clone(), serde_json::from_str(found).map_err(corrupt)?)))
+        .collect::<Result<Object, ApiError>>()?;
     let call = started.map(|_| {
         let mut extra = Map::new();
         if let Some(id) = item.call_id() {
@@ -210,6 +219,9 @@ async fn view(
         if let Some(ended) = item.ended() {
             extra.insert("endedReason".to_owned(), json!(ended.reason));
             extra.insert("endedAt".to_owned(), json!(iso(ended.at)));
+        }
+        if !outputs.is_empty() {
+            extra.insert("structuredOutputs".to_owned(), Value::Object(outputs));
         }
         CallMetadata {
             transcript: Some(record.transcript),
@@ -282,7 +294,12 @@ async fn view(
             ..SimulationRunItemMetadata::default()
         }),
         results,
-        improvement_suggestions: None,
+        improvement_suggestions: detail
+            .improvements
+            .as_deref()
+            .map(serde_json::from_str)
+            .transpose()
+            .map_err(corrupt)?,
         configurations: Some(SimulationRunConfiguration {
             transport: Some(Transport {
                 provider,

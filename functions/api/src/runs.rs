@@ -25,6 +25,7 @@ use crate::{
     definitions::{self, Named},
     filters, hook_secrets,
     http::{ApiError, Request, Response},
+    idempotency,
     lists::ListRequest,
 };
 
@@ -37,6 +38,7 @@ const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Creates a run.
 pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
+    let idempotency = idempotency::of(request)?;
     let mut wanted: CreateSimulationRun = parse(request.json()?)?;
     let iterations = u32::try_from(wanted.iterations)
         .ok()
@@ -89,12 +91,6 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         // Nothing is sent unsigned: the secret is there before the first hook is owed.
         hook_secrets::first(ctx, org).await?;
     }
-    let idempotency = request.idempotency_key.as_ref().map(|key| {
-        (
-            ids::sha256_hex(format!("run:{key}").as_bytes()),
-            ids::sha256_hex(&request.body),
-        )
-    });
     let new = NewRun {
         id,
         org,
@@ -119,12 +115,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
                 .ok_or_else(|| ApiError::not_found("Run", &run.to_string()))?;
             (head, ctx.store.manifest(run).await?)
         }
-        Created::OtherRequest => {
-            return Err(ApiError::new(
-                409,
-                "this Idempotency-Key was used for another request; use a new one",
-            ));
-        }
+        Created::OtherRequest => return Err(idempotency::other_request()),
     };
     Response::created(created(ctx, head, &manifest)?)
 }
