@@ -353,7 +353,7 @@ fn report(all: usize, outcomes: Vec<(String, Result<bool, ApiError>)>) -> Result
     if let Some(error) = first {
         failed.sort_unstable();
         let done = format!(
-            "the structured output was kept for {kept} of {all} calls and failed for {}; run it on these again. ",
+            "the structured output was kept for {kept} of {all} calls, and not for {}: ",
             failed.join(", ")
         );
         return Err(error.after(&done));
