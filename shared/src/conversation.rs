@@ -470,7 +470,13 @@ fn mode(assistant: &Object) -> Mode {
     }
 }
 
-fn prompt(assistant: &Object) -> &[Value] {
+/// An assistant's tools as its model is told of them.
+pub(crate) fn offered_tools(assistant: &Object) -> Vec<Json> {
+    Tools::of(assistant).offered
+}
+
+/// An assistant's messages from before the conversation.
+pub(crate) fn prompt(assistant: &Object) -> &[Value] {
     let messages = assistant.get("model").and_then(|model| model.get("messages"));
     messages.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
@@ -521,7 +527,7 @@ fn variable(variables: &Object, path: &str) -> Option<String> {
 
 /// An assistant with the overrides laid over it, the last ones on top, and the placeholders filled in from the variables of
 /// all of them. Gives these variables too.
-fn overridden(assistant: &Value, layers: &[&Value]) -> (Object, Object) {
+pub(crate) fn overridden(assistant: &Value, layers: &[&Value]) -> (Object, Object) {
     let mut assistant = assistant.as_object().cloned().unwrap_or_default();
     let mut variables = Object::new();
     for overrides in layers.iter().filter_map(|layer| layer.as_object()) {

@@ -308,6 +308,52 @@ impl Plan {
     }
 }
 
+/// What one structured output by itself comes to for a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Single {
+    /// It does not apply to this conversation.
+    Skipped {
+        /// The first of its conditions that does not hold; none where it is for conversations of another kind.
+        unmet: Option<Condition>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Known without a model.
+    Known(Extraction),
+    /// A model extracts it; [`read`] gives it under the index 0.
+    Asked(Box<Group>),
+}
+
+impl Single {
+    /// How `definition` is extracted from the conversation.
+    #[must_use]
+    pub fn new(definition: &CreateStructuredOutput, facts: &Facts<'_>) -> Self {
+        let output = Output {
+            definition: definition.clone(),
+            source: source(definition, facts),
+        };
+        match &output.source {
+            Source::Skipped(reason) => {
+                let mut conditions = definition.conditions.iter().flatten();
+                Self::Skipped {
+                    unmet: conditions
+                        .find(|condition| unmet(condition, facts).is_some())
+                        .cloned(),
+                    reason: reason.clone(),
+                }
+            }
+            Source::Known(extraction) => Self::Known(extraction.clone()),
+            Source::Asked => {
+                let group = groups(&[output], facts).pop();
+                group.map_or_else(
+                    || Self::Known(Err("there is nothing to ask a model for".to_owned())),
+                    |group| Self::Asked(Box::new(group)),
+                )
+            }
+        }
+    }
+}
+
 /// Whether and from where `definition` is extracted.
 fn source(definition: &CreateStructuredOutput, facts: &Facts<'_>) -> Source {
     if definition.extra.get("target").and_then(Value::as_str) == Some("messages-with-audio") {
@@ -600,7 +646,7 @@ fn who(message: &Value) -> Option<&'static str> {
 }
 
 /// The conversation to read, with the tools that were used; the transcript where there are no messages.
-fn conversation_text(facts: &Facts<'_>) -> String {
+pub(crate) fn conversation_text(facts: &Facts<'_>) -> String {
     let mut text = String::new();
     for message in facts.messages {
         let said = ["content", "message"]
@@ -789,7 +835,7 @@ fn find(group: &Group, reply: &str) -> Option<Vec<Option<Value>>> {
 }
 
 /// The JSON values in `text`: all of it, or whatever objects and lists are in it.
-fn candidates(text: &str) -> Vec<Value> {
+pub(crate) fn candidates(text: &str) -> Vec<Value> {
     let fence = text
         .trim()
         .trim_start_matches("```json")
@@ -1379,6 +1425,40 @@ mod tests {
             .map(|result| result.passed)
             .collect();
         assert_eq!(passed, [true, true, false, true, false]);
+    }
+
+    #[test]
+    fn one_output_by_itself_is_skipped_known_or_asked() {
+        let messages = [json!({"role": "user", "content": "room 12"})];
+        let facts = Facts {
+            transcript: "User: room 12",
+            ..chat(&messages)
+        };
+        let single = |definition: Value| Single::new(&serde_json::from_value(definition).unwrap(), &facts);
+        let regex =
+            json!({"name": "n", "type": "regex", "regex": "room (\\d+)", "schema": {"type": "integer"}});
+        assert_eq!(single(regex.clone()), Single::Known(Ok(json!(12))));
+
+        let mut gated = regex;
+        gated["conditions"] =
+            json!([{"type": "minCallDuration", "seconds": 9}, {"type": "minMessages", "count": 2}]);
+        let Single::Skipped { unmet, reason } = single(gated.clone()) else {
+            panic!("one message is not two");
+        };
+        assert_eq!(json!(unmet), gated["conditions"][1]);
+        assert!(reason.contains("2 messages"), "{reason}");
+
+        let mut audio = ai("tone", json!({"type": "string"}));
+        audio["target"] = json!("messages-with-audio");
+        assert!(matches!(single(audio), Single::Skipped { unmet: None, .. }));
+
+        let Single::Asked(group) = single(ai("floor", json!({"type": "integer"}))) else {
+            panic!("only a model can tell");
+        };
+        assert_eq!(
+            read(&group, r#"{"output_1": 3}"#),
+            Extractions::from([(0, Ok(json!(3)))])
+        );
     }
 
     fn group(schemas: &[Value]) -> Group {

@@ -61,6 +61,13 @@ pub fn call_id(endpoint: Uuid, call: &str) -> Uuid {
     Uuid::new_v5(&endpoint, call.as_bytes())
 }
 
+/// The id of a structured output that came with a request of `org` and is stored nowhere: the same `definition` (JSON) has
+/// the same id, so running it again replaces what it found before.
+#[must_use]
+pub fn inline_output_id(org: Uuid, definition: &str) -> Uuid {
+    Uuid::new_v5(&org, definition.as_bytes())
+}
+
 /// The SHA-256 of `bytes` in lower-case hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {

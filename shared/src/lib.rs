@@ -23,3 +23,4 @@ pub mod store;
 pub mod telemetry;
 pub mod trials;
 pub mod webhook;
+pub mod writing;

@@ -30,3 +30,4 @@ mod suites;
 mod template;
 mod trials;
 mod voice;
+mod writers;

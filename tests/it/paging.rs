@@ -364,7 +364,7 @@ async fn items_are_found_by_all_their_filters() {
         let at = |item: &Value| parse_iso(text(&item[time])).unwrap();
         let border = text(&all[2][time]);
         let limit = parse_iso(border).unwrap();
-        let compare: [(&str, fn(i64, i64) -> bool); 4] = [
+        let compare: [(&str, Compare); 4] = [
             ("Gt", |a, b| a > b),
             ("Ge", |a, b| a >= b),
             ("Lt", |a, b| a < b),

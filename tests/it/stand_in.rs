@@ -1,4 +1,4 @@
-//! An OpenAI-compatible server that plays the tester, the target and the judge, and counts what it is asked.
+//! An OpenAI-compatible server that plays the tester, the target, the judge and the writer, and counts what it is asked.
 //!
 //! What it replies follows from the messages alone, so a repeated call gets the same reply. One thing is new each time:
 //! the tester's first reply names a caller (`caller 7 of booked`), which every later request of that conversation
@@ -28,6 +28,8 @@ pub(crate) enum Role {
     Tester,
     Target,
     Judge,
+    /// Who writes scenarios and suggestions.
+    Writer,
 }
 
 /// What it does instead of replying.
@@ -59,6 +61,8 @@ pub(crate) struct Call {
 #[derive(Debug, Default)]
 struct Log {
     calls: Vec<Call>,
+    /// What the writer was given, each time.
+    written_from: Vec<Vec<Value>>,
     callers: usize,
     values: BTreeMap<String, Value>,
     /// What is said next for an output of a simulation, one after the other.
@@ -138,7 +142,7 @@ impl StandIn {
             .store(u64::try_from(latency.as_millis()).unwrap(), Ordering::Relaxed);
     }
 
-    /// What the judge says for an output: `name` for all simulations, or `sim/name` for one.
+    /// What the judge says for an output, and the writer in a field: `name` for all simulations, or `sim/name` for one.
     pub(crate) fn judge(&self, name: &str, value: Value) {
         self.shared.log().values.insert(name.to_owned(), value);
     }
@@ -186,9 +190,16 @@ impl StandIn {
         self.shared.log().max_in_flight
     }
 
+    /// The messages that the writer was given, each time that it was asked.
+    pub(crate) fn written_from(&self) -> Vec<Vec<Value>> {
+        self.shared.log().written_from.clone()
+    }
+
     /// Forgets the calls so far.
     pub(crate) fn forget(&self) {
-        self.shared.log().calls.clear();
+        let mut log = self.shared.log();
+        log.calls.clear();
+        log.written_from.clear();
     }
 }
 
@@ -231,6 +242,9 @@ async fn answer(
             caller: asked.caller.unwrap_or(0),
             step: asked.step.clone(),
         });
+        if asked.role == Role::Writer {
+            log.written_from.push(asked.messages.clone());
+        }
         log.callers += 1;
         let due = log
             .faults
@@ -270,7 +284,7 @@ async fn answer(
     let message = match asked.role {
         Role::Tester => asked.tester(caller),
         Role::Target => asked.target(),
-        Role::Judge => {
+        Role::Judge | Role::Writer => {
             let mut log = shared.log();
             log.take_turns(&asked.sim);
             json!({"role": "assistant", "content": asked.judge(&log.values).to_string()})
@@ -325,8 +339,11 @@ impl Asked {
         let messages = request["messages"].as_array().cloned().unwrap_or_default();
         let role = match path {
             path if path.starts_with("/target/") => Role::Target,
-            _ if request.get("response_format").is_some() => Role::Judge,
-            _ => Role::Tester,
+            _ => match request["response_format"]["json_schema"]["name"].as_str() {
+                Some("scenarios" | "improvements") => Role::Writer,
+                Some(_) => Role::Judge,
+                None => Role::Tester,
+            },
         };
         let directive = messages
             .iter()

@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 pub(crate) const NOW: i64 = 1_774_522_365_565;
-const ORG: Uuid = Uuid::from_u128(7);
+pub(crate) const ORG: Uuid = Uuid::from_u128(7);
 
 /// A table of its own, with nobody at work on it.
 pub(crate) async fn stack() -> (Emulator, Context) {

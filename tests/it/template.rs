@@ -128,7 +128,17 @@ const ACTIONS: &[(&str, &[&str])] = &[
 
 /// Which variables a function reads besides those that none starts without.
 const VARIABLES: &[(&str, &[&str])] = &[
-    ("api", &["CALL_SLOTS", "MAX_ITERATIONS"]),
+    (
+        "api",
+        &[
+            "CALL_SLOTS",
+            "MAX_ITERATIONS",
+            "OPENAI_BASE_URL",
+            "OPENAI_API_KEY",
+            "RINGBACK_MODEL",
+            "ALLOW_PRIVATE_TARGETS",
+        ],
+    ),
     ("call-started", &[]),
     ("call-ended", &[]),
     ("relay", &["CALL_SLOTS"]),
@@ -897,6 +907,8 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
         ("ITEM#0190-b", "EXTRACT#000000"),
         ("ITEM#0190-b", "RESULT"),
         ("ITEM#0190-b", "RESULT~0190~001"),
+        ("ITEM#0190-b", "IMPROVEMENTS"),
+        ("ITEM#0190-b", "OUTPUT#0190-e"),
         ("ITEM#0190-b", "EVENT#e3b0c442~0190~000"),
         ("CALL#0190-c#call-1", "EVENT#e3b0c442~0190~000"),
         ("RUN#0190-a", "BODY"),
@@ -910,6 +922,8 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
         ("ORG#0190-c#waiting", "0190-a"),
         ("ORG#0190-c", "ORG"),
         ("ORG#0190-c#idempotency", "e3b0c442"),
+        ("ORG#0190-c#idempotency", "e3b0c442~0190~000"),
+        ("ORG#0190-c#call#0190-d", "LINK"),
         ("KEY#e3b0c442", "KEY"),
         ("ENDPOINT#0190-f", "ENDPOINT"),
         ("QUARANTINE#2026-11-22", "0190-d"),

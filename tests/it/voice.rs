@@ -47,7 +47,7 @@ async fn sweep(local: &Local) {
 }
 
 /// Another organization's client.
-async fn stranger(local: &Local, api: &Api) -> Api {
+pub(crate) async fn stranger(local: &Local, api: &Api) -> Api {
     let (org, key) = (Uuid::now_v7(), format!("rb_{}", Uuid::now_v7().simple()));
     let store = &local.context().store;
     store.ensure_org(org, "strangers").await.unwrap();

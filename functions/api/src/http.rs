@@ -22,8 +22,11 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: Query,
+    /// The query as it was sent.
+    pub(crate) raw_query: String,
     pub(crate) bearer: Option<String>,
-    pub(crate) idempotency_key: Option<String>,
+    /// As it was sent: one that is no text is not passed over, or its work would be done twice.
+    pub(crate) idempotency_key: Option<Vec<u8>>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -76,7 +79,11 @@ impl Request {
                 .eq_ignore_ascii_case("bearer")
                 .then(|| token.trim().to_owned())
         });
-        let idempotency_key = header("idempotency-key").filter(|key| !key.is_empty());
+        let idempotency_key = event
+            .headers
+            .get("idempotency-key")
+            .map(|key| key.as_bytes().trim_ascii().to_vec())
+            .filter(|key| !key.is_empty());
         let body = event.body.unwrap_or_default();
         let body = if event.is_base64_encoded {
             STANDARD
@@ -91,10 +98,12 @@ impl Request {
                 format!("the body may have at most {MAX_BODY} bytes"),
             ));
         }
+        let raw_query = event.raw_query_string.unwrap_or_default();
         Ok(Self {
             method: event.request_context.http.method.as_str().to_owned(),
             path: event.raw_path.unwrap_or_default(),
-            query: Query::parse(event.raw_query_string.as_deref().unwrap_or_default()),
+            query: Query::parse(&raw_query),
+            raw_query,
             bearer,
             idempotency_key,
             body,
@@ -125,7 +134,8 @@ impl Request {
 #[derive(Debug)]
 pub(crate) struct Response {
     status: i64,
-    body: Value,
+    /// JSON.
+    body: String,
 }
 
 impl Response {
@@ -141,24 +151,39 @@ impl Response {
     pub(crate) fn conflict(code: &str, message: &str) -> Self {
         Self {
             status: 409,
-            body: json!({ "error": code, "message": message }),
+            body: json!({ "error": code, "message": message }).to_string(),
         }
+    }
+
+    /// An answer that was given before: its status, and its body as it was sent.
+    pub(crate) fn stored(status: i64, body: String) -> Self {
+        Self { status, body }
+    }
+
+    pub(crate) fn status(&self) -> i64 {
+        self.status
+    }
+
+    pub(crate) fn body(&self) -> &str {
+        &self.body
     }
 
     fn with(status: i64, body: impl Serialize) -> Result<Self, ApiError> {
         let body = serde_json::to_value(body).map_err(|error| ApiError::internal(&error))?;
-        Ok(Self { status, body })
+        Ok(Self {
+            status,
+            body: body.to_string(),
+        })
     }
 
     pub(crate) fn encode(self) -> ApiGatewayV2httpResponse {
-        let body = self.body.to_string();
-        if let Some(error) = bounded::refused(&body) {
+        if let Some(error) = bounded::refused(&self.body) {
             return error.response().encode();
         }
         let mut response = ApiGatewayV2httpResponse::default();
         response.status_code = self.status;
         response.headers.insert("content-type", HEADER_JSON.clone());
-        response.body = Some(Body::Text(body));
+        response.body = Some(Body::Text(self.body));
         response
     }
 }
@@ -185,6 +210,21 @@ impl ApiError {
         Self::new(400, message)
     }
 
+    /// A model that the answer depends on did not do its part. It is no 5xx, and no other status that clients send a request
+    /// again for by themselves: that would wait as long and cost as much once more.
+    pub(crate) fn model(message: impl Into<String>) -> Self {
+        Self::new(424, message)
+    }
+
+    /// The same with `what` before its message.
+    pub(crate) fn after(self, what: &str) -> Self {
+        let message = match self.message {
+            Value::String(message) => Value::String(format!("{what}{message}")),
+            other => other,
+        };
+        Self { message, ..self }
+    }
+
     pub(crate) fn not_found(what: &str, id: &str) -> Self {
         Self::new(404, format!("{what} {id} not found"))
     }
@@ -203,12 +243,13 @@ impl ApiError {
             405 => "Method Not Allowed",
             409 => "Conflict",
             413 => "Payload Too Large",
+            424 => "Failed Dependency",
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
         Response {
             status: self.status,
-            body: json!({ "message": self.message, "error": error, "statusCode": self.status }),
+            body: json!({ "message": self.message, "error": error, "statusCode": self.status }).to_string(),
         }
     }
 }

@@ -36,7 +36,7 @@ const PIECE: usize = 500;
 const PIECES: usize = 4;
 
 /// An item's place in the run that a client names.
-fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
+pub(crate) fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
     Uuid::try_parse(item)
         .ok()
         .and_then(|id| ids::item_index(head.id, id))
@@ -45,7 +45,7 @@ fn index_of(head: &RunHead, item: &str) -> Result<u32, ApiError> {
 }
 
 /// The items with these indexes, in their order, those not stored yet as they will be.
-async fn load(ctx: &Context, head: &RunHead, indexes: &[u32]) -> Result<Vec<Item>, ApiError> {
+pub(crate) async fn load(ctx: &Context, head: &RunHead, indexes: &[u32]) -> Result<Vec<Item>, ApiError> {
     let stored = ctx.store.items(head.id, indexes).await?;
     Ok(indexes
         .iter()
@@ -282,8 +282,10 @@ async fn view(
     let elsewhere = briefing
         .as_ref()
         .and_then(|briefing| briefing.origin?.conversation);
+    // What failed before it began may have suggestions.
     let produced = started.is_some()
         || item.call_id().is_some()
+        || item.state == State::Failed
         || (item.hooked && item.is_over())
         || elsewhere.is_some();
     let detail = match part {
@@ -303,6 +305,11 @@ async fn view(
         .as_ref()
         .map_or((&item, &detail), |(held, kept)| (held, kept));
     let record = CallRecord::of(held, kept)?;
+    let outputs = kept
+        .outputs
+        .iter()
+        .map(|(id, found)| Ok((id.clone(), serde_json::from_str(found).map_err(corrupt)?)))
+        .collect::<Result<Object, ApiError>>()?;
     let call = held.started_at().map(|_| {
         let mut extra = Map::new();
         if let Some(id) = held.call_id() {
@@ -314,6 +321,9 @@ async fn view(
         if let Some(ended) = held.ended() {
             extra.insert("endedReason".to_owned(), json!(ended.reason));
             extra.insert("endedAt".to_owned(), json!(iso(ended.at)));
+        }
+        if !outputs.is_empty() {
+            extra.insert("structuredOutputs".to_owned(), Value::Object(outputs));
         }
         CallMetadata {
             transcript: Some(record.transcript),
@@ -402,7 +412,12 @@ async fn view(
             extra: metadata,
         }),
         results,
-        improvement_suggestions: None,
+        improvement_suggestions: detail
+            .improvements
+            .as_deref()
+            .map(serde_json::from_str)
+            .transpose()
+            .map_err(corrupt)?,
         configurations: Some(SimulationRunConfiguration {
             transport: Some(Transport {
                 provider,

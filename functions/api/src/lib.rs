@@ -7,12 +7,14 @@ mod endpoints;
 mod filters;
 mod hook_secrets;
 mod http;
+mod idempotency;
 mod items;
 mod lists;
 mod reruns;
 mod runs;
 mod signing;
 mod trials;
+mod writers;
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
 use ringback_shared::{
@@ -68,10 +70,18 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         (_, ["endpoint", rest @ ..]) => endpoints::serve(ctx, org, rest, request).await,
         (_, ["hook", "secret", rest @ ..]) => hook_secrets::serve(ctx, org, rest, request).await,
         (_, ["structured-output"]) => define(Kind::StructuredOutput, None).await,
+        ("POST", ["structured-output", "run"]) => {
+            idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
+        }
+        (_, ["structured-output", "run"]) => Err(method_not_allowed(request)),
         (_, ["structured-output", id]) => define(Kind::StructuredOutput, Some(id)).await,
         (_, ["eval", "simulation", "personality"]) => define(Kind::Personality, None).await,
         (_, ["eval", "simulation", "personality", id]) => define(Kind::Personality, Some(id)).await,
         (_, ["eval", "simulation", "scenario"]) => define(Kind::Scenario, None).await,
+        ("POST", ["eval", "simulation", "scenario", "generate"]) => {
+            idempotency::once(ctx, org, request, writers::scenarios(ctx, org, request)).await
+        }
+        (_, ["eval", "simulation", "scenario", "generate"]) => Err(method_not_allowed(request)),
         (_, ["eval", "simulation", "scenario", id]) => define(Kind::Scenario, Some(id)).await,
         ("GET", ["eval", "simulation", "concurrency"]) => Response::ok(runs::concurrency(ctx, org).await?),
         (_, ["eval", "simulation", "concurrency"]) => Err(method_not_allowed(request)),
@@ -96,6 +106,10 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         ("GET", ["eval", "simulation", "run", id, "item"]) => items::list(ctx, org, id, request).await,
         ("GET", ["eval", "simulation", "run", id, "item", item]) => items::get(ctx, org, id, item).await,
         ("PATCH", ["eval", "simulation", "run", id, "item", item]) => items::cancel(ctx, org, id, item).await,
+        ("POST", ["eval", "simulation", "run", id, "item", item, "generate"]) => {
+            let work = writers::suggestions(ctx, org, id, item, request);
+            idempotency::once(ctx, org, request, work).await
+        }
         (_, ["eval", "simulation", "run", ..] | ["eval", "simulation", "suite", _, "duplicate"]) => {
             Err(method_not_allowed(request))
         }

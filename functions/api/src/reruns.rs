@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::{
     definitions::Named,
     http::{ApiError, Request, Response},
-    runs,
+    idempotency, runs,
 };
 
 /// How many partitions of a run are read at once.
@@ -42,7 +42,7 @@ pub(crate) async fn rerun(
 ) -> Result<Response, ApiError> {
     let origin = runs::found(ctx, org, run).await?;
     let now = ctx.clock.now_ms();
-    let idempotency = runs::idempotency(&format!("rerun/{}/", origin.id), request);
+    let idempotency = idempotency::of(request)?;
     if let Some(answer) = runs::repeated(ctx, org, idempotency.as_ref(), now).await? {
         return Ok(answer);
     }
@@ -115,7 +115,7 @@ pub(crate) async fn evaluate(
 ) -> Result<Response, ApiError> {
     let origin = runs::found(ctx, org, run).await?;
     let now = ctx.clock.now_ms();
-    let idempotency = runs::idempotency(&format!("evaluate/{}/", origin.id), request);
+    let idempotency = idempotency::of(request)?;
     if let Some(answer) = runs::repeated(ctx, org, idempotency.as_ref(), now).await? {
         return Ok(answer);
     }

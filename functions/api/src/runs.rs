@@ -31,6 +31,7 @@ use crate::{
     definitions::{self, Named},
     filters, hook_secrets,
     http::{ApiError, Request, Response},
+    idempotency,
     lists::ListRequest,
 };
 
@@ -43,6 +44,7 @@ const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Creates a run.
 pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
+    let idempotency = idempotency::of(request)?;
     let mut wanted: CreateSimulationRun = parse(request.json()?)?;
     let iterations = u32::try_from(wanted.iterations)
         .ok()
@@ -55,7 +57,6 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         })?;
     let cap = cap(wanted.concurrency_limit)?;
     let now = ctx.clock.now_ms();
-    let idempotency = idempotency("", request);
     if let Some(answer) = repeated(ctx, org, idempotency.as_ref(), now).await? {
         return Ok(answer);
     }
@@ -86,17 +87,6 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         idempotency,
     };
     start(ctx, new, now).await
-}
-
-/// What makes a request that starts a run known when it is sent again: its key, if it has one, and what it asks for. `path`
-/// tells requests with the same body apart that go to different places.
-pub(crate) fn idempotency(path: &str, request: &Request) -> Option<(String, String)> {
-    let key = request.idempotency_key.as_ref()?;
-    let asked = [path.as_bytes(), &request.body].concat();
-    Some((
-        ids::sha256_hex(format!("run:{key}").as_bytes()),
-        ids::sha256_hex(&asked),
-    ))
 }
 
 /// Starts a run of which everything is resolved, and answers with it. Every new run passes here: one that is asked for, a
@@ -142,12 +132,7 @@ async fn made_before(ctx: &Context, org: Uuid, before: Created) -> Result<(RunHe
             .run(org, run)
             .await?
             .ok_or_else(|| ApiError::not_found("Run", &run.to_string()))?,
-        Created::OtherRequest => {
-            return Err(ApiError::new(
-                409,
-                "this Idempotency-Key was used for another request; use a new one",
-            ));
-        }
+        Created::OtherRequest => return Err(idempotency::other_request()),
     };
     let manifest = ctx.store.manifest(head.id).await?;
     Ok((head, manifest))

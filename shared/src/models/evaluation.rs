@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{
     Object, Validate,
     check::{join, length, uuid},
-    lenient,
+    kinds, lenient,
 };
 
 #[expect(clippy::ref_option, reason = "serde's signature")]
@@ -310,6 +310,49 @@ impl Validate for CreateStructuredOutput {
         }
         self.conditions.validate(&join(path, "conditions"), faults);
         self.schema.validate(&join(path, "schema"), faults);
+    }
+}
+
+/// A request to run a structured output on conversations that are over.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunStructuredOutput {
+    /// Whether to answer with what was found instead of keeping it.
+    #[serde(default, deserialize_with = "kinds::off")]
+    pub preview_enabled: bool,
+    /// A stored structured output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structured_output_id: Option<String>,
+    /// One defined in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structured_output: Option<CreateStructuredOutput>,
+    /// The calls: one for a preview, else 1 to 100. A call's id or, also for a chat, the run item's.
+    pub call_ids: Vec<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// The most calls of one request that keeps what it finds.
+const CALLS: usize = 100;
+
+impl Validate for RunStructuredOutput {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        let stored = ("structuredOutputId", self.structured_output_id.is_some());
+        let inline = ("structuredOutput", self.structured_output.is_some());
+        kinds::one_of(path, stored, inline, faults);
+        self.structured_output
+            .validate(&join(path, "structuredOutput"), faults);
+        let calls = join(path, "callIds");
+        if self.preview_enabled && self.call_ids.len() != 1 {
+            faults.push(format!(
+                "{calls} must contain exactly 1 element when previewEnabled is true"
+            ));
+        } else if self.call_ids.is_empty() {
+            faults.push(format!("{calls} must contain at least 1 element"));
+        } else if self.call_ids.len() > CALLS {
+            faults.push(format!("{calls} must contain no more than {CALLS} elements"));
+        }
     }
 }
 
@@ -881,6 +924,51 @@ mod tests {
             )
             .is_ok()
         );
+    }
+
+    #[test]
+    fn what_is_run_and_on_which_calls_is_checked() {
+        let calls = |count: usize| vec!["c"; count];
+        for (body, fault) in [
+            (json!({"structuredOutputId": "x", "callIds": ["c"]}), ""),
+            (
+                json!({"structuredOutputId": null, "structuredOutput": output("array"), "callIds": ["c"]}),
+                "structuredOutput.schema.items is required",
+            ),
+            (
+                json!({"structuredOutput": output("string"), "callIds": calls(100), "previewEnabled": null}),
+                "",
+            ),
+            (
+                json!({"structuredOutput": output("string"), "callIds": calls(101)}),
+                "no more than 100",
+            ),
+            (
+                json!({"structuredOutput": output("string"), "callIds": []}),
+                "at least 1",
+            ),
+            (
+                json!({"structuredOutput": output("string"), "callIds": calls(2), "previewEnabled": true}),
+                "exactly 1",
+            ),
+            (json!({"structuredOutput": output("string")}), "callIds"),
+            (json!({"callIds": ["c"]}), "must be given"),
+            (
+                json!({"structuredOutputId": "x", "structuredOutput": output("string"), "callIds": ["c"]}),
+                "cannot be combined",
+            ),
+            (
+                json!({"structuredOutputId": "x", "callIds": ["c"], "previewEnabled": "yes"}),
+                "previewEnabled",
+            ),
+        ] {
+            let found = parse::<RunStructuredOutput>(body).err();
+            let found = found.map_or(String::new(), |invalid| invalid.to_string());
+            assert!(
+                found.contains(fault) && found.is_empty() == fault.is_empty(),
+                "{fault}: {found}"
+            );
+        }
     }
 
     #[test]

@@ -564,7 +564,7 @@ impl BackoffPlan {
 /// The longest display name.
 pub(crate) const NAME: usize = 80;
 /// The longest instructions.
-const INSTRUCTIONS: usize = 10_000;
+pub(crate) const INSTRUCTIONS: usize = 10_000;
 
 impl Validate for CreatePersonality {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {

@@ -100,6 +100,11 @@ fn link_row(endpoint: Uuid, call_id: &str, at: ItemKey) -> Result<Row, StoreErro
     write(&call_pk(endpoint, call_id), "LINK", &at)
 }
 
+/// The place of a call by the id that users see: whatever provider carries it, the organization finds its item.
+fn shown_call_pk(org: Uuid, call: Uuid) -> String {
+    format!("ORG#{org}#call#{call}")
+}
+
 fn endpoint_key(endpoint: Uuid) -> (String, &'static str) {
     (format!("ENDPOINT#{endpoint}"), "ENDPOINT")
 }
@@ -180,6 +185,10 @@ pub(super) fn consequences(before: &Item, after: &Item) -> Result<Vec<Write>, St
         && before.call_id() != Some(id)
     {
         writes.push(Write::plain(link_row(call.endpoint, id, ItemKey::of(after))?));
+        if let Some(shown) = after.shown_call_id() {
+            let pk = shown_call_pk(after.org, shown);
+            writes.push(Write::plain(write(&pk, "LINK", &ItemKey::of(after))?));
+        }
     }
     for hook in Hook::of(before, after, after.updated_at) {
         writes.push(Write::plain(hook_row(&hook)?));
@@ -288,6 +297,17 @@ impl Store {
     /// When the table cannot be read.
     pub async fn linked_item(&self, endpoint: Uuid, call_id: &str) -> Result<Option<ItemKey>, StoreError> {
         self.get(&call_pk(endpoint, call_id), "LINK")
+            .await?
+            .map(read)
+            .transpose()
+    }
+
+    /// Which item of `org` a call belongs to, by the call's id as users see it.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn item_of_call(&self, org: Uuid, call: Uuid) -> Result<Option<ItemKey>, StoreError> {
+        self.get(&shown_call_pk(org, call), "LINK")
             .await?
             .map(read)
             .transpose()

@@ -80,6 +80,10 @@ pub struct ItemDetail {
     pub extracts: Vec<String>,
     /// The results.
     pub result: Option<String>,
+    /// What was suggested after it failed.
+    pub improvements: Option<String>,
+    /// The structured outputs that were run on it afterwards, each with its id.
+    pub outputs: Vec<(String, String)>,
 }
 
 /// A partition's tally as it is stored.
@@ -214,6 +218,11 @@ pub(super) fn item_row(item: &Item) -> Result<Row, StoreError> {
     }
     Ok(row)
 }
+
+/// What was suggested after an item failed.
+const IMPROVEMENTS: &str = "IMPROVEMENTS";
+/// What a structured output found in a kept conversation.
+const OUTPUT: &str = "OUTPUT#";
 
 pub(super) fn detail_pk(item: Uuid) -> String {
     format!("ITEM#{item}")
@@ -397,6 +406,45 @@ impl Store {
         Ok(self.put(head, Some(Condition::Absent)).await?)
     }
 
+    /// Reads what was suggested after an item failed (a JSON text), if anything was kept.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn improvements(&self, item: Uuid) -> Result<Option<String>, StoreError> {
+        let kept = self.get_document(&detail_pk(item), IMPROVEMENTS).await?;
+        Ok(kept.map(|(_, body)| body))
+    }
+
+    /// Keeps what is suggested after an item failed (a JSON text). What was kept before is replaced if `replace` says so, and
+    /// else it stays and this gives `false`.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn keep_improvements(
+        &self,
+        item: Uuid,
+        improvements: &str,
+        replace: bool,
+    ) -> Result<bool, StoreError> {
+        let (head, parts) = document(&detail_pk(item), IMPROVEMENTS, improvements);
+        self.batch_put(parts).await?;
+        match self.put(head, (!replace).then_some(Condition::Absent)).await {
+            Ok(()) => Ok(true),
+            Err(WriteError::Condition(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Keeps what a structured output found in an item's conversation (a JSON text), instead of what it found before.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn keep_output(&self, item: Uuid, output: Uuid, found: &str) -> Result<(), StoreError> {
+        let (head, parts) = document(&detail_pk(item), &format!("{OUTPUT}{output}"), found);
+        self.batch_put(parts).await?;
+        Ok(self.put(head, None).await?)
+    }
+
     /// Reads everything that an item's conversation and judgement produced.
     ///
     /// # Errors
@@ -416,6 +464,10 @@ impl Store {
                 detail.extracts.push(body);
             } else if sk == "RESULT" {
                 detail.result = Some(body);
+            } else if sk == IMPROVEMENTS {
+                detail.improvements = Some(body);
+            } else if let Some(output) = sk.strip_prefix(OUTPUT) {
+                detail.outputs.push((output.to_owned(), body));
             }
         }
         Ok(detail)

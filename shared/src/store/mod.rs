@@ -6,7 +6,8 @@
 //! | `ORG#{org}` | `ORG` | an org |
 //! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
 //! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` a run's head |
-//! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made |
+//! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made, or what it was answered |
+//! | `ORG#{org}#call#{call}` | `LINK` | whose call it is, by the id that users see |
 //! | `RUN#{run}` | `BODY`, `TARGET`, `NAMES`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
 //! | `RUN#{run}#{partition}` | `ITEM#{index}`, `TALLY` | the heads of at most 100 items, and their count |
 //! | `RUN#{run}#slots` | `SLOT#{n}` | a slot of a run that has a cap of its own: its holder |
@@ -15,6 +16,7 @@
 //! | `ENDPOINT#{endpoint}` | `ENDPOINT` | a voice provider's endpoint: its org |
 //! | `ITEM#{item}` | `TURN#{n}`, `EXTRACT#{n}`, `RESULT` | what an item's conversation and judgement produced |
 //! | `ITEM#{item}` | `EVENT#{digest}` | what a provider said of the item's call |
+//! | `ITEM#{item}` | `OUTPUT#{output}`, `IMPROVEMENTS` | what was asked of a model about a finished item |
 //! | `ITEM#{item}` | `HOOK#{event}` | what is told of the item, and to whom it was told |
 //! | `CALL#{endpoint}#{call}` | `LINK`, `EVENT#{digest}` | whose call it is; what a provider said of it without saying whose it is |
 //! | `QUARANTINE#{day}` | message id | a message that can never succeed, with the reason |
@@ -31,6 +33,7 @@
 mod calls;
 mod definitions;
 mod hooks;
+mod idempotency;
 mod items;
 mod meter;
 mod orgs;
@@ -58,6 +61,7 @@ pub use self::{
     calls::{Admitted, EventHead, NewEvent, Waiting, event_from_image},
     definitions::{Definition, Kind, ListQuery, Listed},
     hooks::{HookKey, hook_from_image},
+    idempotency::{Claim, Claimed},
     items::{
         DueKey, ItemDetail, ItemKey, PARTITION, Standing, StoredTally, TransitionError, item_from_image,
     },
@@ -215,6 +219,8 @@ enum Condition {
     AbsentOrExpired(i64),
     /// Nothing is there, or a count of fewer writes.
     AbsentOrOlder(u64),
+    /// The row is held under this name.
+    ClaimedBy(String),
 }
 
 impl Condition {
@@ -224,6 +230,7 @@ impl Condition {
             Self::Version(_) => "version = :version",
             Self::AbsentOrExpired(_) => "attribute_not_exists(pk) OR expiresAt < :now",
             Self::AbsentOrOlder(_) => "attribute_not_exists(pk) OR versions < :versions",
+            Self::ClaimedBy(_) => "claimedBy = :claim",
         }
     }
 
@@ -233,6 +240,7 @@ impl Condition {
             Self::Version(version) => Some(Row::from([(":version".to_owned(), number(version))])),
             Self::AbsentOrExpired(now) => Some(Row::from([(":now".to_owned(), number(now))])),
             Self::AbsentOrOlder(versions) => Some(Row::from([(":versions".to_owned(), number(versions))])),
+            Self::ClaimedBy(claim) => Some(Row::from([(":claim".to_owned(), text(claim))])),
         }
     }
 }

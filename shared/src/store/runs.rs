@@ -9,7 +9,9 @@ use uuid::Uuid;
 use super::{
     Condition, DueKey, ItemKey, ListQuery, Listed, PARTITION, Row, Store, StoreError, Write, WriteError,
     calls::{Waiting, waiting_row},
-    document, integer,
+    document,
+    idempotency::{REMEMBERED_MS, key_row, keys_pk},
+    integer,
     items::{due_shard, item_row},
     key, number, read, string, text, write,
 };
@@ -24,8 +26,6 @@ const CHUNK: u32 = 50;
 /// The most rows and bytes that go into the transaction that creates a run; DynamoDB allows 100 rows and 4 MB.
 const CREATION_ROWS: usize = 95;
 const CREATION_BYTES: usize = 3_000_000;
-/// How long an idempotency key is remembered, in milliseconds.
-const IDEMPOTENCY_MS: i64 = 24 * 3_600_000;
 /// How long after a run's last progress `sweep` recounts it, in milliseconds.
 const RECOUNT_AFTER_MS: i64 = 300_000;
 
@@ -370,10 +370,6 @@ fn runs_pk(org: Uuid) -> String {
     format!("ORG#{org}#run")
 }
 
-fn idempotency_pk(org: Uuid) -> String {
-    format!("ORG#{org}#idempotency")
-}
-
 /// Whose an idempotency key is, by its row.
 fn created_before(idempotency: Option<&(String, String)>, row: &Row) -> Result<Created, StoreError> {
     let same = idempotency.is_some_and(|(_, request)| string(row, "request").ok() == Some(request.as_str()));
@@ -523,10 +519,8 @@ impl Store {
         head.owe(now);
         let mut writes = vec![Write::put(head_row(&head)?, Condition::Absent)];
         if let Some((key_hash, request)) = &new.idempotency {
-            let mut row = key(&idempotency_pk(new.org), key_hash);
+            let mut row = key_row(new.org, key_hash, request, now + REMEMBERED_MS);
             row.insert("run".to_owned(), text(new.id.to_string()));
-            row.insert("request".to_owned(), text(request));
-            row.insert("expiresAt".to_owned(), number((now + IDEMPOTENCY_MS) / 1000));
             writes.push(Write::put(row, Condition::AbsentOrExpired(now / 1000)));
         }
         if let Some(waiting) = head.waiting(now) {
@@ -564,7 +558,7 @@ impl Store {
         idempotency: &(String, String),
         now: i64,
     ) -> Result<Option<Created>, StoreError> {
-        let row = self.get(&idempotency_pk(org), &idempotency.0).await?;
+        let row = self.get(&keys_pk(org), &idempotency.0).await?;
         row.filter(|row| integer(row, "expiresAt").is_none_or(|at| at >= now / 1000))
             .map(|row| created_before(Some(idempotency), &row))
             .transpose()
@@ -579,6 +573,33 @@ impl Store {
             .await?
             .map(read)
             .transpose()
+    }
+
+    /// The run of `org` that an item belongs to, and the item's place in it, by the item's id alone.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn run_of_item(&self, org: Uuid, item: Uuid) -> Result<Option<(RunHead, u32)>, StoreError> {
+        // An item's id begins with its run's time, so the run is one of those created in the same millisecond.
+        let first = ids::floor_id(ids::created_ms(item));
+        let mut query = ListQuery {
+            ids: first..=Uuid::from_u128(first.as_u128() | ((1 << 80) - 1)),
+            newest_first: false,
+            after: None,
+            limit: 100,
+        };
+        loop {
+            let listed = self.list_runs(org, &query).await?;
+            query.after = listed.entries.last().map(|head| head.id);
+            let mut heads = listed.entries.into_iter();
+            let found = heads.find_map(|head| {
+                let index = ids::item_index(head.id, item)?;
+                (index < head.total).then_some((head, index))
+            });
+            if found.is_some() || !listed.more {
+                return Ok(found);
+            }
+        }
     }
 
     /// A part of the list of an org's runs: what one request to the table gives of it.
