@@ -14,7 +14,10 @@ use uuid::Uuid;
 use crate::http::{ApiError, Query, Response};
 
 const DEFAULT_LIMIT: usize = 100;
-const MAX_LIMIT: usize = 1000;
+/// The most entries of a page.
+pub(crate) const MAX_LIMIT: usize = 1000;
+/// The greatest number of a page.
+pub(crate) const MAX_PAGE: usize = 1_000_000;
 
 /// What part of a list a request asks for.
 #[derive(Debug)]
@@ -90,7 +93,7 @@ impl ListRequest {
             enveloped: ["page", "limit", "cursor"]
                 .iter()
                 .any(|name| query.get(name).is_some()),
-            page: whole(query, "page", 1, 1..=1_000_000)?,
+            page: whole(query, "page", 1, 1..=MAX_PAGE)?,
             limit: whole(query, "limit", DEFAULT_LIMIT, 0..=MAX_LIMIT)?,
             newest_first,
             cursor,

@@ -12,7 +12,8 @@ const NAME: usize = 40;
 macro_rules! configuration {
     ($what:literal, $create:ident, $stored:ident) => {
         #[doc = concat!("The configuration of ", $what, ", kept whole.")]
-        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+        #[schemars(extend("properties" = {"name": {"type": ["string", "null"], "maxLength": NAME}}))]
         pub struct $create {
             /// Every field as sent.
             #[serde(flatten)]
@@ -20,7 +21,7 @@ macro_rules! configuration {
         }
 
         #[doc = concat!("The stored configuration of ", $what, ".")]
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(rename_all = "camelCase")]
         pub struct $stored {
             /// Unique id.
