@@ -554,7 +554,7 @@ mod tests {
         assert!(
             document().unwrap() == committed,
             "functions/api/openapi.json is out of date; write it anew:\n\
-             cargo run -- openapi > openapi.json && mv openapi.json functions/api/"
+             cargo run -- openapi > functions/api/openapi.json"
         );
     }
 
