@@ -213,7 +213,7 @@ pub fn document() -> Result<Value, serde_json::Error> {
         if !tags.contains(&operation.about.tag) {
             tags.push(operation.about.tag);
         }
-        let described = described(operation, &mut generators.output)?;
+        let described = described(operation, &mut generators.output);
         method_of(&mut paths, operation.path, operation.method, described);
     }
     for (event, what) in [("call-started", "has started"), ("call-ended", "is over")] {
@@ -277,7 +277,7 @@ fn names(path: &str) -> impl Iterator<Item = &str> {
 }
 
 /// An operation, but for the body that it takes.
-fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Result<Value, serde_json::Error> {
+fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     let about = &operation.about;
     let mut taken: Vec<Value> = names(operation.path).map(path_parameter).collect();
     taken.extend(about.query.iter().copied().flatten().map(Parameter::describe));
@@ -345,7 +345,7 @@ fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Result<V
     if operation.action.is_public() {
         described["security"] = json!([]);
     }
-    Ok(described)
+    described
 }
 
 fn path_parameter(name: &str) -> Value {
