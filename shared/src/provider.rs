@@ -72,7 +72,7 @@ pub fn is_url(text: &str) -> bool {
 }
 
 /// Where a provider sends its events.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Webhooks {
     /// The URL for `call.started`.

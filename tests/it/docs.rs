@@ -10,12 +10,12 @@ use crate::{
     stand_in::StandIn,
 };
 
-fn paper(name: &str) -> String {
+pub(crate) fn paper(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)).unwrap()
 }
 
 /// The rows of the table in `text` whose head begins with `head`, as cells.
-fn table(text: &str, head: &str) -> Vec<Vec<String>> {
+pub(crate) fn table(text: &str, head: &str) -> Vec<Vec<String>> {
     let rows = text
         .lines()
         .skip_while(|line| !line.starts_with(&format!("| {head}")))
@@ -30,7 +30,7 @@ fn table(text: &str, head: &str) -> Vec<Vec<String>> {
 }
 
 /// The texts in backticks.
-fn code(text: &str) -> Vec<String> {
+pub(crate) fn code(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 

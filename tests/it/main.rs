@@ -19,6 +19,7 @@ mod hostile;
 mod large;
 mod lists;
 mod models;
+mod openapi;
 mod paging;
 mod provider;
 mod server;

@@ -19,6 +19,9 @@ use crate::{
 /// What Lambda can answer with, in bytes.
 const LAMBDA: usize = 6_291_456;
 
+/// Whether the first time is in the range that the second one bounds.
+type Compare = fn(i64, i64) -> bool;
+
 fn named(entries: &[Value]) -> Vec<String> {
     entries
         .iter()

@@ -91,24 +91,6 @@ fn without_own(body: Value) -> Value {
     }
 }
 
-/// Serves `/{kind}` and `/{kind}/{id}`.
-pub(crate) async fn serve(
-    ctx: &Context,
-    org: Uuid,
-    kind: Kind,
-    id: Option<&str>,
-    request: &Request,
-) -> Result<Response, ApiError> {
-    match (request.method.as_str(), id) {
-        ("POST", None) => create(ctx, org, kind, request.json()?).await,
-        ("GET", None) => list(ctx, org, kind, request).await,
-        ("GET", Some(id)) => Response::ok(found(ctx, org, kind, id).await?.body),
-        ("PATCH", Some(id)) => update(ctx, org, kind, id, request.json()?).await,
-        ("DELETE", Some(id)) => delete(ctx, org, kind, id).await,
-        _ => Err(crate::method_not_allowed(request)),
-    }
-}
-
 /// Reads the definition that a client names.
 pub(crate) async fn found(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Definition, ApiError> {
     let missing = || ApiError::not_found(title(kind), id);
@@ -153,7 +135,8 @@ impl Named {
     }
 }
 
-async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Response, ApiError> {
+/// Creates a definition.
+pub(crate) async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Response, ApiError> {
     let mut fields = check_new(kind, without_own(body))?;
     check_references(ctx, org, kind, &fields).await?;
     if kind == Kind::Suite {
@@ -178,7 +161,14 @@ async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Re
     Response::created(stored)
 }
 
-async fn update(ctx: &Context, org: Uuid, kind: Kind, id: &str, body: Value) -> Result<Response, ApiError> {
+/// Changes the fields of a definition that `body` names; `null` takes one away.
+pub(crate) async fn update(
+    ctx: &Context,
+    org: Uuid,
+    kind: Kind,
+    id: &str,
+    body: Value,
+) -> Result<Response, ApiError> {
     built_in::refuse(kind, id, "changed")?;
     let read = found(ctx, org, kind, id).await?;
     let mut changes = check_change(kind, without_own(body))?;
@@ -281,7 +271,8 @@ fn name_of_copy(name: &str) -> String {
     format!("{kept}{SUFFIX}")
 }
 
-async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {
+/// Deletes a definition that no other one needs.
+pub(crate) async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {
     built_in::refuse(kind, id, "deleted")?;
     let read = found(ctx, org, kind, id).await?;
     let field = match kind {
@@ -321,7 +312,13 @@ async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Res
     Ok(None)
 }
 
-async fn list(ctx: &Context, org: Uuid, kind: Kind, request: &Request) -> Result<Response, ApiError> {
+/// Lists definitions.
+pub(crate) async fn list(
+    ctx: &Context,
+    org: Uuid,
+    kind: Kind,
+    request: &Request,
+) -> Result<Response, ApiError> {
     let wanted = ListRequest::of_definitions(kind, &request.query)?;
     let mut page = Entries::of_definitions();
     let show = |definition: Definition| page.push(definition.body);

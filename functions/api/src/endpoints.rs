@@ -31,12 +31,30 @@ const READS: usize = 10;
 
 /// What a client sends to make or change an endpoint.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(rename = "UpdateEndpoint")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Wanted {
+pub(crate) struct Wanted {
+    /// Display name.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME)))]
     name: Option<String>,
+    /// What kind of provider it is.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["generic", null])))]
     provider: Option<String>,
+    /// Where calls are ordered. It cannot be changed.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(length(min = 1, max = MAX_URL), regex(pattern = "^https?://."), extend("format" = "uri"))
+    )]
     url: Option<String>,
-    /// `null` takes the key away.
+    /// The key for requests to the provider; `null` takes it away.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(length(min = 1, max = MAX_KEY), regex(pattern = "^[!-~]+$"))
+    )]
     #[serde(default, deserialize_with = "present")]
     api_key: Option<Option<String>>,
 }
@@ -69,28 +87,6 @@ impl Validate for Wanted {
                 faults.push("apiKey must be visible ASCII characters without spaces".to_owned());
             }
         }
-    }
-}
-
-/// Serves `/endpoint`, `/endpoint/{id}`, `/endpoint/{id}/secret` and `/endpoint/{id}/secret/{secretId}`.
-pub(crate) async fn serve(
-    ctx: &Context,
-    org: Uuid,
-    path: &[&str],
-    request: &Request,
-) -> Result<Response, ApiError> {
-    match (request.method.as_str(), path) {
-        ("POST", []) => create(ctx, org, request.json()?).await,
-        ("GET", []) => list(ctx, org, request).await,
-        ("GET", [id]) => {
-            let endpoint = found(ctx, org, Kind::Endpoint, id).await?;
-            Response::ok(shown(ctx, endpoint).await?)
-        }
-        ("PATCH", [id]) => update(ctx, org, id, request.json()?).await,
-        ("DELETE", [id]) => delete(ctx, org, id).await,
-        ("POST", [id, "secret"]) => add_secret(ctx, org, id).await,
-        ("DELETE", [id, "secret", secret]) => remove_secret(ctx, org, id, secret).await,
-        _ => Err(crate::method_not_allowed(request)),
     }
 }
 
@@ -132,7 +128,8 @@ async fn shown(ctx: &Context, endpoint: Definition) -> Result<Value, ApiError> {
     Ok(view(ctx, &endpoint, secrets.as_ref(), None))
 }
 
-async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Response, ApiError> {
+/// Makes a provider known.
+pub(crate) async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Response, ApiError> {
     let wanted: Wanted = parse(body)?;
     let url = wanted
         .url
@@ -166,7 +163,14 @@ async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Response, ApiEr
     Response::created(view(ctx, &endpoint, Some(&secrets), Some(secret)))
 }
 
-async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
+/// Reads an endpoint.
+pub(crate) async fn read(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+    let endpoint = found(ctx, org, Kind::Endpoint, id).await?;
+    Response::ok(shown(ctx, endpoint).await?)
+}
+
+/// Lists endpoints.
+pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::of_definitions(Kind::Endpoint, &request.query)?;
     let mut listed = Vec::new();
     let show = |endpoint| listed.push(endpoint);
@@ -202,7 +206,8 @@ async fn rewrite(
     Ok(changed)
 }
 
-async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> Result<Response, ApiError> {
+/// Changes name or key of an endpoint.
+pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> Result<Response, ApiError> {
     let read = found(ctx, org, Kind::Endpoint, id).await?;
     let wanted: Wanted = parse(body)?;
     let mut fields = Vec::new();
@@ -228,7 +233,8 @@ async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> Result<Respo
     Response::ok(view(ctx, &changed, Some(&kept), None))
 }
 
-async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+/// Deletes an endpoint with its secrets.
+pub(crate) async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
     let read = found(ctx, org, Kind::Endpoint, id).await?;
     // What is still seen can be deleted again; secrets that nothing names would let webhooks in for ever.
     let kept = match Change::<EndpointSecrets>::begin(ctx, read.id).await? {
@@ -240,7 +246,8 @@ async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError
     Response::ok(view(ctx, &read, kept.as_ref(), None))
 }
 
-async fn add_secret(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+/// Adds a secret, which the answer shows.
+pub(crate) async fn add_secret(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
     let read = found(ctx, org, Kind::Endpoint, id).await?;
     let mut change = begin(ctx, &read).await?;
     let made = change.add(ctx)?;
@@ -249,7 +256,13 @@ async fn add_secret(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiE
     Response::created(view(ctx, &changed, Some(&kept), Some(made)))
 }
 
-async fn remove_secret(ctx: &Context, org: Uuid, id: &str, secret: &str) -> Result<Response, ApiError> {
+/// Deletes a secret.
+pub(crate) async fn remove_secret(
+    ctx: &Context,
+    org: Uuid,
+    id: &str,
+    secret: &str,
+) -> Result<Response, ApiError> {
     let read = found(ctx, org, Kind::Endpoint, id).await?;
     let mut change = begin(ctx, &read).await?;
     change.remove(secret)?;

@@ -5,29 +5,17 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    http::{ApiError, Request, Response},
+    http::{ApiError, Response},
     signing::{self, Change},
 };
 
-/// Serves `/hook/secret` and `/hook/secret/{id}`.
-pub(crate) async fn serve(
-    ctx: &Context,
-    org: Uuid,
-    path: &[&str],
-    request: &Request,
-) -> Result<Response, ApiError> {
-    match (request.method.as_str(), path) {
-        ("GET", []) => {
-            let hooks = match signing::stored(ctx, org).await? {
-                Some(hooks) => hooks,
-                None => first(ctx, org).await?,
-            };
-            Response::ok(view(&hooks))
-        }
-        ("POST", []) => add(ctx, org).await,
-        ("DELETE", [id]) => remove(ctx, org, id).await,
-        _ => Err(crate::method_not_allowed(request)),
-    }
+/// Shows the secrets; an organization that has none yet gets its first.
+pub(crate) async fn read(ctx: &Context, org: Uuid) -> Result<Response, ApiError> {
+    let hooks = match signing::stored(ctx, org).await? {
+        Some(hooks) => hooks,
+        None => first(ctx, org).await?,
+    };
+    Response::ok(view(&hooks))
 }
 
 fn view(hooks: &OrgHooks) -> Value {
@@ -42,7 +30,8 @@ pub(crate) async fn first(ctx: &Context, org: Uuid) -> Result<OrgHooks, ApiError
         .map_err(|error| signing::unavailable(&error))
 }
 
-async fn add(ctx: &Context, org: Uuid) -> Result<Response, ApiError> {
+/// Adds a secret.
+pub(crate) async fn add(ctx: &Context, org: Uuid) -> Result<Response, ApiError> {
     let Some(mut change) = Change::<OrgHooks>::begin(ctx, org).await? else {
         return Response::created(view(&first(ctx, org).await?));
     };
@@ -50,7 +39,8 @@ async fn add(ctx: &Context, org: Uuid) -> Result<Response, ApiError> {
     Response::created(view(&change.finish(ctx).await?))
 }
 
-async fn remove(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+/// Deletes a secret.
+pub(crate) async fn remove(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
     let mut change = Change::<OrgHooks>::begin(ctx, org)
         .await?
         .ok_or_else(|| ApiError::not_found("Secret", id))?;

@@ -1,12 +1,16 @@
 //! Requests as the API reads them, and answers in the shape that its clients parse.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use aws_lambda_events::{
     apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse},
     encodings::Body,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{
+    HeaderName, HeaderValue,
+    header::{ALLOW, WWW_AUTHENTICATE},
+};
 use ringback_shared::{models::Invalid, store::StoreError};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -15,6 +19,9 @@ use crate::bounded;
 
 /// The largest body that is read, in bytes: Lambda takes events of 6 MB, and in one of them a body is escaped.
 const MAX_BODY: usize = 4_500_000;
+/// How deep lists and objects may be nested in a body. The parser reads 127 levels; what is kept is put into documents that have
+/// some levels of their own and must be readable as well.
+const MAX_DEPTH: usize = 100;
 
 /// A request, decoded.
 #[derive(Debug)]
@@ -110,15 +117,24 @@ impl Request {
         })
     }
 
-    /// The body as JSON, whatever its content type says.
+    /// The body as a JSON object, whatever its content type says.
     pub(crate) fn json(&self) -> Result<Value, ApiError> {
         if self.body.iter().all(u8::is_ascii_whitespace) {
             return Err(ApiError::bad_request(
                 "the request has no body; send a JSON object",
             ));
         }
-        serde_json::from_slice(&self.body)
-            .map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))
+        let body: Value = serde_json::from_slice(&self.body)
+            .map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
+        if !body.is_object() {
+            return Err(ApiError::bad_request("the body must be a JSON object"));
+        }
+        if !is_within(&body, MAX_DEPTH) {
+            return Err(ApiError::bad_request(format!(
+                "the body may be nested at most {MAX_DEPTH} levels deep"
+            )));
+        }
+        Ok(body)
     }
 
     /// The body as JSON where there need not be one: no body is an empty object.
@@ -130,12 +146,24 @@ impl Request {
     }
 }
 
+/// Whether lists and objects are nested in `value` at most `depth` levels deep.
+fn is_within(value: &Value, depth: usize) -> bool {
+    let within = |inner: &Value| depth > 0 && is_within(inner, depth - 1);
+    match value {
+        Value::Array(list) => depth > 0 && list.iter().all(within),
+        Value::Object(object) => depth > 0 && object.values().all(within),
+        _ => true,
+    }
+}
+
 /// An answer.
 #[derive(Debug)]
 pub(crate) struct Response {
     status: i64,
     /// JSON.
-    body: String,
+    body: Cow<'static, str>,
+    /// What else it says of itself.
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Response {
@@ -149,15 +177,33 @@ impl Response {
 
     /// Something else still needs what was to be deleted.
     pub(crate) fn conflict(code: &str, message: &str) -> Self {
+        Self::new(409, &json!({ "error": code, "message": message }))
+    }
+
+    /// A text that is JSON already.
+    pub(crate) fn document(json: &'static str) -> Self {
         Self {
-            status: 409,
-            body: json!({ "error": code, "message": message }).to_string(),
+            status: 200,
+            body: Cow::Borrowed(json),
+            header: None,
+        }
+    }
+
+    fn new(status: i64, body: &Value) -> Self {
+        Self {
+            status,
+            body: Cow::Owned(body.to_string()),
+            header: None,
         }
     }
 
     /// An answer that was given before: its status, and its body as it was sent.
     pub(crate) fn stored(status: i64, body: String) -> Self {
-        Self { status, body }
+        Self {
+            status,
+            body: Cow::Owned(body),
+            header: None,
+        }
     }
 
     pub(crate) fn status(&self) -> i64 {
@@ -170,10 +216,7 @@ impl Response {
 
     fn with(status: i64, body: impl Serialize) -> Result<Self, ApiError> {
         let body = serde_json::to_value(body).map_err(|error| ApiError::internal(&error))?;
-        Ok(Self {
-            status,
-            body: body.to_string(),
-        })
+        Ok(Self::new(status, &body))
     }
 
     pub(crate) fn encode(self) -> ApiGatewayV2httpResponse {
@@ -183,19 +226,21 @@ impl Response {
         let mut response = ApiGatewayV2httpResponse::default();
         response.status_code = self.status;
         response.headers.insert("content-type", HEADER_JSON.clone());
-        response.body = Some(Body::Text(self.body));
+        response.headers.extend(self.header);
+        response.body = Some(Body::Text(self.body.into_owned()));
         response
     }
 }
 
-static HEADER_JSON: std::sync::LazyLock<http::HeaderValue> =
-    std::sync::LazyLock::new(|| http::HeaderValue::from_static("application/json; charset=utf-8"));
+static HEADER_JSON: std::sync::LazyLock<HeaderValue> =
+    std::sync::LazyLock::new(|| HeaderValue::from_static("application/json; charset=utf-8"));
 
 /// A refusal, as clients of this API parse it.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: i64,
     message: Value,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl ApiError {
@@ -203,7 +248,36 @@ impl ApiError {
         Self {
             status,
             message: Value::String(message.into()),
+            header: None,
         }
+    }
+
+    /// The key is missing or wrong; the answer says what kind of key is asked for.
+    pub(crate) fn unauthorized(message: &str) -> Self {
+        Self {
+            header: Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            ..Self::new(401, message)
+        }
+    }
+
+    /// There is such a path, but not with this method; the answer names those that there are.
+    pub(crate) fn method_not_allowed(request: &Request, allowed: &[&str]) -> Self {
+        Self {
+            // Names of methods are valid in a header.
+            header: HeaderValue::from_str(&allowed.join(", "))
+                .ok()
+                .map(|allowed| (ALLOW, allowed)),
+            ..Self::cannot(405, request)
+        }
+    }
+
+    /// There is no such path.
+    pub(crate) fn no_route(request: &Request) -> Self {
+        Self::cannot(404, request)
+    }
+
+    fn cannot(status: i64, request: &Request) -> Self {
+        Self::new(status, format!("Cannot {} {}", request.method, request.path))
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -247,9 +321,10 @@ impl ApiError {
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
+        let body = json!({ "message": self.message, "error": error, "statusCode": self.status });
         Response {
-            status: self.status,
-            body: json!({ "message": self.message, "error": error, "statusCode": self.status }).to_string(),
+            header: self.header,
+            ..Response::new(self.status, &body)
         }
     }
 }
@@ -259,6 +334,7 @@ impl From<Invalid> for ApiError {
         Self {
             status: 400,
             message: json!(invalid.0),
+            header: None,
         }
     }
 }
@@ -276,6 +352,90 @@ impl From<StoreError> for ApiError {
                 Self::new(503, "the store is not available at the moment; try again")
             }
             error => Self::internal(&error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(body: impl Into<Vec<u8>>) -> Request {
+        Request {
+            method: "POST".to_owned(),
+            path: "/".to_owned(),
+            query: Query::default(),
+            raw_query: String::new(),
+            bearer: None,
+            idempotency_key: None,
+            body: body.into(),
+        }
+    }
+
+    fn nested(levels: usize) -> String {
+        format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels))
+    }
+
+    #[test]
+    fn a_body_is_an_object_that_can_be_kept() {
+        assert!(request(nested(MAX_DEPTH)).json().is_ok());
+        let lists = format!(r#"{{"a":{}{}}}"#, "[".repeat(99), "]".repeat(99));
+        assert!(request(lists).json().is_ok());
+        for (body, fault) in [
+            (nested(MAX_DEPTH + 1), "levels deep"),
+            (nested(100_000), "recursion limit"),
+            (
+                format!(r#"{{"a":{}{}}}"#, "[".repeat(100), "]".repeat(100)),
+                "levels deep",
+            ),
+            (r#"["name", {}]"#.to_owned(), "must be a JSON object"),
+            ("1".to_owned(), "must be a JSON object"),
+            ("null".to_owned(), "must be a JSON object"),
+            (r#"{"a": 1e400}"#.to_owned(), "number out of range"),
+            (r#"{"a": "\ud800"}"#.to_owned(), "not valid JSON"),
+            ("{\"a\": \"\0\"}".to_owned(), "not valid JSON"),
+            (" ".to_owned(), "no body"),
+        ] {
+            let refused = request(body).json().unwrap_err();
+            assert_eq!(refused.status, 400);
+            assert!(
+                refused.message.to_string().contains(fault),
+                "{fault}: {}",
+                refused.message
+            );
+        }
+        assert_eq!(
+            request(b"{\"a\":\"\xff\"}".to_vec()).json().unwrap_err().status,
+            400
+        );
+    }
+
+    #[test]
+    fn an_idempotency_key_that_cannot_be_read_is_refused() {
+        let mut event = ApiGatewayV2httpRequest::default();
+        event
+            .headers
+            .insert("idempotency-key", HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(Request::decode(event).unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn refusals_say_what_would_be_taken() {
+        let request = request("");
+        let allow = ApiError::method_not_allowed(&request, &["GET", "PATCH"])
+            .response()
+            .encode();
+        assert_eq!(
+            (allow.status_code, &allow.headers["allow"]),
+            (405, &HeaderValue::from_static("GET, PATCH"))
+        );
+        let key = ApiError::unauthorized("no key").response().encode();
+        assert_eq!(
+            (key.status_code, &key.headers["www-authenticate"]),
+            (401, &HeaderValue::from_static("Bearer"))
+        );
+        for answer in [allow, key] {
+            assert_eq!(answer.headers["content-type"], "application/json; charset=utf-8");
         }
     }
 }

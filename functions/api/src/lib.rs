@@ -10,6 +10,9 @@ mod http;
 mod idempotency;
 mod items;
 mod lists;
+#[cfg(feature = "schema")]
+pub mod openapi;
+mod operations;
 mod reruns;
 mod runs;
 mod signing;
@@ -20,11 +23,17 @@ use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse
 use ringback_shared::{
     context::{BoxError, Context},
     ids,
-    store::{Kind, Principal},
+    store::Principal,
 };
 use uuid::Uuid;
 
-use crate::http::{ApiError, Request, Response};
+use crate::{
+    http::{ApiError, Request, Response},
+    operations::{Action, Found},
+};
+
+/// The description of the API that is served at `/openapi.json`, in OpenAPI 3.1. It is made from the code by `ringback openapi`.
+pub const OPENAPI: &str = include_str!("../openapi.json");
 
 /// The org of a local stack.
 pub const LOCAL_ORG: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
@@ -50,85 +59,70 @@ pub async fn bootstrap(ctx: &Context, api_key: &str) -> Result<(), BoxError> {
         .await?)
 }
 
+/// Answers a request by the operation that it names.
 async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
-    let path: Vec<&str> = request
-        .path
-        .split('/')
-        .filter(|segment| !segment.is_empty())
-        .collect();
-    let method = request.method.as_str();
-    if (method, path.as_slice()) == ("GET", ["health"].as_slice()) {
-        return Response::ok(serde_json::json!({ "status": "ok" }));
-    }
-    let Principal { org, .. } = authenticate(ctx, request).await?;
-    let define = |kind, id| definitions::serve(ctx, org, kind, id, request);
-    match (method, path.as_slice()) {
-        (_, ["assistant"]) => define(Kind::Assistant, None).await,
-        (_, ["assistant", id]) => define(Kind::Assistant, Some(id)).await,
-        (_, ["squad"]) => define(Kind::Squad, None).await,
-        (_, ["squad", id]) => define(Kind::Squad, Some(id)).await,
-        (_, ["endpoint", rest @ ..]) => endpoints::serve(ctx, org, rest, request).await,
-        (_, ["hook", "secret", rest @ ..]) => hook_secrets::serve(ctx, org, rest, request).await,
-        (_, ["structured-output"]) => define(Kind::StructuredOutput, None).await,
-        ("POST", ["structured-output", "run"]) => {
-            idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
-        }
-        (_, ["structured-output", "run"]) => Err(method_not_allowed(request)),
-        (_, ["structured-output", id]) => define(Kind::StructuredOutput, Some(id)).await,
-        (_, ["eval", "simulation", "personality"]) => define(Kind::Personality, None).await,
-        (_, ["eval", "simulation", "personality", id]) => define(Kind::Personality, Some(id)).await,
-        (_, ["eval", "simulation", "scenario"]) => define(Kind::Scenario, None).await,
-        ("POST", ["eval", "simulation", "scenario", "generate"]) => {
-            idempotency::once(ctx, org, request, writers::scenarios(ctx, org, request)).await
-        }
-        (_, ["eval", "simulation", "scenario", "generate"]) => Err(method_not_allowed(request)),
-        (_, ["eval", "simulation", "scenario", id]) => define(Kind::Scenario, Some(id)).await,
-        ("GET", ["eval", "simulation", "concurrency"]) => Response::ok(runs::concurrency(ctx, org).await?),
-        (_, ["eval", "simulation", "concurrency"]) => Err(method_not_allowed(request)),
-        (_, ["eval", "simulation", "suite"]) => define(Kind::Suite, None).await,
-        (_, ["eval", "simulation", "suite", id]) => define(Kind::Suite, Some(id)).await,
-        ("POST", ["eval", "simulation", "suite", id, "duplicate"]) => {
-            definitions::duplicate_suite(ctx, org, id).await
-        }
-        ("POST", ["eval", "simulation", "run"]) => runs::create(ctx, org, request).await,
-        ("GET", ["eval", "simulation", "run"]) => runs::list(ctx, org, request).await,
-        ("GET", ["eval", "simulation", "run", id]) => {
+    let found = operations::find(&request.method, &request.path);
+    let org = match &found {
+        Found::Operation { action, .. } if action.is_public() => Uuid::nil(),
+        Found::OtherMethod { public: true, .. } => Uuid::nil(),
+        // Who has no key does not learn what there is.
+        _ => authenticate(ctx, request).await?.org,
+    };
+    let (action, id, inner) = match found {
+        Found::Operation { action, id, inner } => (action, id, inner),
+        Found::OtherMethod { allowed, .. } => return Err(ApiError::method_not_allowed(request, &allowed)),
+        Found::Nothing => return Err(ApiError::no_route(request)),
+    };
+    match action {
+        Action::Health => Response::ok(serde_json::json!({ "status": "ok" })),
+        Action::Describe => Ok(Response::document(OPENAPI)),
+        Action::List(kind) => definitions::list(ctx, org, kind, request).await,
+        Action::Create(kind) => definitions::create(ctx, org, kind, request.json()?).await,
+        Action::Read(kind) => Response::ok(definitions::found(ctx, org, kind, id).await?.body),
+        Action::Update(kind) => definitions::update(ctx, org, kind, id, request.json()?).await,
+        Action::Delete(kind) => definitions::delete(ctx, org, kind, id).await,
+        Action::DuplicateSuite => definitions::duplicate_suite(ctx, org, id).await,
+        Action::ReadConcurrency => Response::ok(runs::concurrency(ctx, org).await?),
+        Action::ListRuns => runs::list(ctx, org, request).await,
+        Action::CreateRun => runs::create(ctx, org, request).await,
+        Action::ReadRun => {
             let head = runs::found(ctx, org, id).await?;
             Response::ok(bounded::run(serde_json::json!(runs::current(ctx, &head).await?)))
         }
-        ("PATCH", ["eval", "simulation", "run", id]) => runs::cancel(ctx, org, id).await,
-        ("GET", ["eval", "simulation", "run", id, "summary"]) => trials::summary(ctx, org, id, request).await,
-        ("GET", ["eval", "simulation", "run", id, "compare"]) => trials::compare(ctx, org, id, request).await,
-        ("POST", ["eval", "simulation", "run", id, "rerun"]) => reruns::rerun(ctx, org, id, request).await,
-        ("POST", ["eval", "simulation", "run", id, "evaluate"]) => {
-            reruns::evaluate(ctx, org, id, request).await
-        }
-        ("GET", ["eval", "simulation", "run", id, "item"]) => items::list(ctx, org, id, request).await,
-        ("GET", ["eval", "simulation", "run", id, "item", item]) => items::get(ctx, org, id, item).await,
-        ("PATCH", ["eval", "simulation", "run", id, "item", item]) => items::cancel(ctx, org, id, item).await,
-        ("POST", ["eval", "simulation", "run", id, "item", item, "generate"]) => {
-            let work = writers::suggestions(ctx, org, id, item, request);
+        Action::SummarizeRun => trials::summary(ctx, org, id, request).await,
+        Action::CompareRuns => trials::compare(ctx, org, id, request).await,
+        Action::RerunRun => reruns::rerun(ctx, org, id, request).await,
+        Action::EvaluateRun => reruns::evaluate(ctx, org, id, request).await,
+        Action::CancelRun => runs::cancel(ctx, org, id).await,
+        Action::ListItems => items::list(ctx, org, id, request).await,
+        Action::ReadItem => items::get(ctx, org, id, inner).await,
+        Action::CancelItem => items::cancel(ctx, org, id, inner).await,
+        Action::SuggestImprovements => {
+            let work = writers::suggestions(ctx, org, id, inner, request);
             idempotency::once(ctx, org, request, work).await
         }
-        (_, ["eval", "simulation", "run", ..] | ["eval", "simulation", "suite", _, "duplicate"]) => {
-            Err(method_not_allowed(request))
+        Action::GenerateScenarios => {
+            idempotency::once(ctx, org, request, writers::scenarios(ctx, org, request)).await
         }
-        (_, ["eval", "simulation"]) => define(Kind::Simulation, None).await,
-        (_, ["eval", "simulation", id]) => define(Kind::Simulation, Some(id)).await,
-        _ => Err(ApiError::new(404, format!("Cannot {method} {}", request.path))),
+        Action::RunStructuredOutput => {
+            idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
+        }
+        Action::ListEndpoints => endpoints::list(ctx, org, request).await,
+        Action::CreateEndpoint => endpoints::create(ctx, org, request.json()?).await,
+        Action::ReadEndpoint => endpoints::read(ctx, org, id).await,
+        Action::UpdateEndpoint => endpoints::update(ctx, org, id, request.json()?).await,
+        Action::DeleteEndpoint => endpoints::delete(ctx, org, id).await,
+        Action::AddEndpointSecret => endpoints::add_secret(ctx, org, id).await,
+        Action::DeleteEndpointSecret => endpoints::remove_secret(ctx, org, id, inner).await,
+        Action::ReadHookSecrets => hook_secrets::read(ctx, org).await,
+        Action::AddHookSecret => hook_secrets::add(ctx, org).await,
+        Action::DeleteHookSecret => hook_secrets::remove(ctx, org, id).await,
     }
-}
-
-fn method_not_allowed(request: &Request) -> ApiError {
-    ApiError::new(405, format!("Cannot {} {}", request.method, request.path))
 }
 
 async fn authenticate(ctx: &Context, request: &Request) -> Result<Principal, ApiError> {
     let refused = || {
-        ApiError::new(
-            401,
-            "the API key is missing or wrong; send it as 'Authorization: Bearer <key>'",
-        )
+        ApiError::unauthorized("the API key is missing or wrong; send it as 'Authorization: Bearer <key>'")
     };
     let key = request
         .bearer

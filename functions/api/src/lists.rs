@@ -18,7 +18,10 @@ use uuid::Uuid;
 use crate::http::{ApiError, Query, Response};
 
 const DEFAULT_LIMIT: usize = 100;
-const MAX_LIMIT: usize = 1000;
+/// The most entries of a page.
+pub(crate) const MAX_LIMIT: usize = 1000;
+/// The greatest number of a page.
+pub(crate) const MAX_PAGE: usize = 1_000_000;
 
 /// What a list is sorted by. Entries that are equal in it are in the order of their ids, which is that of their creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,7 +204,7 @@ impl ListRequest {
             .transpose()?;
         Ok(Self {
             enveloped: shape.is_enveloped(query),
-            page: whole(query, "page", 1, 1..=1_000_000)?,
+            page: whole(query, "page", 1, 1..=MAX_PAGE)?,
             limit: whole(query, "limit", DEFAULT_LIMIT, 0..=MAX_LIMIT)?,
             newest_first,
             sort,

@@ -46,6 +46,8 @@ enum Command {
     /// Make voice providers known to a server, and manage the secrets that their webhooks are signed with.
     #[command(after_help = ENDPOINT_SECRETS)]
     Endpoint(Endpoint),
+    /// Print the description of the API, as OpenAPI 3.1 in JSON.
+    Openapi,
 }
 
 #[derive(Debug, Args)]
@@ -205,7 +207,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_level = match cli.command {
         Command::Serve(_) => "info,dynoxide=error",
-        Command::Demo(_) | Command::Endpoint(_) => "error",
+        Command::Demo(_) | Command::Endpoint(_) | Command::Openapi => "error",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
     let layer = tracing_subscriber::fmt::layer()
@@ -225,6 +227,7 @@ fn main() -> ExitCode {
                 Command::Serve(args) => serve(args).await,
                 Command::Demo(args) => run_demo(args).await,
                 Command::Endpoint(args) => endpoint(args).await,
+                Command::Openapi => openapi(),
             }
         });
         runtime.shutdown_timeout(Duration::from_millis(500));
@@ -330,6 +333,17 @@ async fn endpoint(args: Endpoint) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes the description of the API as the code has it, which is what the served copy is made of.
+fn openapi() -> Result<ExitCode, String> {
+    let document = ringback_api::openapi::document().map_err(|error| error.to_string())?;
+    // Two spaces and a line's end at the end, as a file has them.
+    let text = format!("{document:#}\n");
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Ctrl-C and, where there is one, SIGTERM.
 struct Signals {
     #[cfg(unix)]
@@ -386,6 +400,8 @@ mod tests {
             "--memory",
         ];
         assert!(matches!(Cli::try_parse_from(serve).unwrap().command, Command::Serve(args) if args.memory));
+        let describe = Cli::try_parse_from(["ringback", "openapi"]).unwrap();
+        assert!(matches!(describe.command, Command::Openapi));
     }
 
     #[test]

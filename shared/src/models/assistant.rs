@@ -12,9 +12,10 @@ const MEMBERS: usize = 50;
 
 /// Declares a configuration as sent and as stored.
 macro_rules! configuration {
-    ($what:literal, $create:ident, $stored:ident) => {
+    ($what:literal, $create:ident, $stored:ident, $required:tt, $properties:tt) => {
         #[doc = concat!("The configuration of ", $what, ", kept whole.")]
-        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+        #[schemars(extend("required" = $required, "properties" = $properties))]
         pub struct $create {
             /// Every field as sent.
             #[serde(flatten)]
@@ -22,7 +23,7 @@ macro_rules! configuration {
         }
 
         #[doc = concat!("The stored configuration of ", $what, ".")]
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(rename_all = "camelCase")]
         pub struct $stored {
             /// Unique id.
@@ -40,11 +41,33 @@ macro_rules! configuration {
     };
 }
 
-configuration!("an assistant", CreateAssistant, Assistant);
-configuration!("a squad", CreateSquad, Squad);
+configuration!("an assistant", CreateAssistant, Assistant, [], {"name": {"type": ["string", "null"], "maxLength": NAME}});
+configuration!("a squad", CreateSquad, Squad, ["members"], {
+    "name": {"type": ["string", "null"], "maxLength": NAME},
+    "members": {
+        "type": "array", "minItems": 1, "maxItems": MEMBERS,
+        "items": {
+            "type": "object",
+            "properties": {
+                "assistantId": {"type": ["string", "null"], "format": "uuid"},
+                "assistant": {
+                    "type": ["object", "null"],
+                    "properties": {"name": {"type": ["string", "null"], "maxLength": NAME}},
+                },
+                "assistantOverrides": {"type": ["object", "null"]},
+            },
+            "oneOf": [
+                {"required": ["assistantId"], "properties": {"assistantId": {"type": "string"}, "assistant": {"type": "null"}}},
+                {"required": ["assistant"], "properties": {"assistant": {"type": "object"}, "assistantId": {"type": "null"}}},
+            ],
+        },
+    },
+    "membersOverrides": {"type": ["object", "null"]},
+});
 
 /// Changes to a squad; its members are replaced as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[schemars(extend("properties" = {"name": {"type": ["string", "null"], "maxLength": NAME}}))]
 pub struct UpdateSquad {
     /// Every field as sent.
     #[serde(flatten)]

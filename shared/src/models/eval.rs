@@ -8,7 +8,7 @@ use super::simulation::{NAME, TargetType};
 use super::{Object, Validate, check, kinds, lenient};
 
 /// A message of a mock conversation, told apart by its role and whether it has a judge plan.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 #[serde(tag = "role")]
 pub enum ChatEvalMessage {
     /// What the user says.
@@ -73,7 +73,7 @@ kinds::tagged! {
 }
 
 /// The arguments of a tool call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged)]
 pub enum ToolArguments {
     /// As an object.
@@ -83,7 +83,7 @@ pub enum ToolArguments {
 }
 
 /// What the user says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalUserMessage {
     /// The text.
@@ -94,7 +94,7 @@ pub struct ChatEvalUserMessage {
 }
 
 /// An instruction injected into the conversation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalSystemMessage {
     /// The text.
@@ -105,7 +105,7 @@ pub struct ChatEvalSystemMessage {
 }
 
 /// What the assistant says.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalAssistantMessage {
     /// The text.
@@ -123,7 +123,7 @@ pub struct ChatEvalAssistantMessage {
 }
 
 /// What a tool answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalToolMessage {
     /// The answer as text.
@@ -137,7 +137,7 @@ pub struct ChatEvalToolMessage {
 }
 
 /// A checkpoint: the target speaks and is judged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalAssistantEvaluation {
     /// How it is judged.
@@ -151,7 +151,7 @@ pub struct ChatEvalAssistantEvaluation {
 }
 
 /// A checkpoint: a tool's answer is judged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalToolEvaluation {
     /// How it is judged; only a model can.
@@ -162,7 +162,7 @@ pub struct ChatEvalToolEvaluation {
 }
 
 /// A tool call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatEvalToolCall {
     /// The tool's name.
@@ -176,7 +176,7 @@ pub struct ChatEvalToolCall {
 }
 
 /// What to compare with.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgePlanMatch {
     /// The expected content or its pattern.
@@ -191,7 +191,7 @@ pub struct JudgePlanMatch {
 }
 
 /// How a model judges.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgePlanAi {
     /// The model; the assistant's own unless given.
@@ -206,7 +206,7 @@ pub struct JudgePlanAi {
 }
 
 /// A model that judges.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgeModel {
     /// Whose model it is.
@@ -251,7 +251,7 @@ pub struct JudgeModel {
 }
 
 /// Extended thinking.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Thinking {
     /// Always on.
@@ -266,7 +266,7 @@ pub struct Thinking {
 }
 
 /// How the conversation goes on after a checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ContinuePlan {
     /// Whether a failed checkpoint ends the conversation.
@@ -284,7 +284,7 @@ pub struct ContinuePlan {
 }
 
 /// How a checkpoint was judged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgeVerdict {
     /// The verdict.
@@ -298,7 +298,7 @@ pub struct JudgeVerdict {
 }
 
 /// A new eval.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateEval {
     /// The mock conversation.
@@ -318,7 +318,7 @@ pub struct CreateEval {
 }
 
 /// Changes to an eval; the messages are replaced as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateEval {
     /// The mock conversation.
@@ -339,7 +339,7 @@ pub struct UpdateEval {
 }
 
 /// A stored eval.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Eval {
     /// The mock conversation.
@@ -367,7 +367,7 @@ pub struct Eval {
 }
 
 /// An eval run to start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateEvalRun {
     /// An eval defined in place.
@@ -387,7 +387,7 @@ pub struct CreateEvalRun {
 }
 
 /// The assistant to test.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalRunTargetAssistant {
     /// An assistant defined in place.
@@ -405,7 +405,7 @@ pub struct EvalRunTargetAssistant {
 }
 
 /// The squad to test.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalRunTargetSquad {
     /// A squad defined in place.
@@ -423,7 +423,7 @@ pub struct EvalRunTargetSquad {
 }
 
 /// A stored eval run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalRun {
     /// Where the run stands.
@@ -476,7 +476,7 @@ pub struct EvalRun {
 }
 
 /// The answer to starting an eval run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateEvalRunResponse {
     /// The run.
@@ -489,7 +489,7 @@ pub struct CreateEvalRunResponse {
 }
 
 /// What came of one eval.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalRunResult {
     /// The verdict on the whole conversation.

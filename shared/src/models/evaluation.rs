@@ -23,7 +23,7 @@ const fn yes() -> bool {
 }
 
 /// How a structured output is taken from a conversation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum StructuredOutputType {
     /// A language model reads the conversation.
@@ -34,7 +34,7 @@ pub enum StructuredOutputType {
 }
 
 /// The type of a value in a [`JsonSchema`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SchemaType {
     /// Text.
@@ -80,7 +80,7 @@ impl fmt::Display for SchemaType {
 }
 
 /// A JSON Schema. Keywords that are not fields here are kept in `extra`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JsonSchema {
     /// The type of the value.
@@ -99,6 +99,7 @@ pub struct JsonSchema {
     pub pattern: Option<String>,
     /// A well-known format of a text, for example `date-time`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = FORMATS.into_iter().map(Some).chain([None]).collect::<Vec<_>>()))]
     pub format: Option<String>,
     /// The properties that an object must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,7 +160,7 @@ impl Validate for JsonSchema {
 }
 
 /// Storage rules for a structured output.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComplianceOverride {
     /// Keep the output even where HIPAA mode would drop it.
@@ -171,7 +172,7 @@ pub struct ComplianceOverride {
 }
 
 /// What must hold for a structured output to run at all.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum Condition {
     /// The conversation has enough messages.
@@ -183,11 +184,12 @@ pub enum Condition {
 }
 
 /// At least `count` messages.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MinMessagesCondition {
     /// How many, 0 or more.
     #[serde(deserialize_with = "lenient::integer")]
+    #[schemars(range(min = 0))]
     pub count: i64,
     /// Unknown fields.
     #[serde(flatten)]
@@ -195,11 +197,12 @@ pub struct MinMessagesCondition {
 }
 
 /// At least `seconds` long.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MinCallDurationCondition {
     /// The duration in seconds, 0 or more.
     #[serde(serialize_with = "lenient::number")]
+    #[schemars(range(min = 0))]
     pub seconds: f64,
     /// Unknown fields.
     #[serde(flatten)]
@@ -207,12 +210,13 @@ pub struct MinCallDurationCondition {
 }
 
 /// The ended reason is, or is not, among `values`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndedReasonCondition {
     /// Whether the reason must be among the values.
     pub operator: Membership,
     /// The reasons; any text.
+    #[schemars(length(min = 1))]
     pub values: Vec<String>,
     /// Unknown fields.
     #[serde(flatten)]
@@ -220,7 +224,7 @@ pub struct EndedReasonCondition {
 }
 
 /// Whether a value must be in a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Membership {
     /// It must be in the list.
@@ -251,7 +255,7 @@ impl Validate for Condition {
 }
 
 /// The definition of a structured output: the body that creates one, and the inline form in a scenario.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateStructuredOutput {
     /// How it is extracted; absent means by a language model.
@@ -259,6 +263,7 @@ pub struct CreateStructuredOutput {
     pub r#type: Option<StructuredOutputType>,
     /// The pattern of a `regex` output, bare or as `/…/flags`, 1 to 1000 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
     pub regex: Option<String>,
     /// The model that extracts it, as an assistant's `model`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,6 +275,7 @@ pub struct CreateStructuredOutput {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Vec<Condition>>,
     /// Its name, 1 to 40 characters.
+    #[schemars(length(min = 1, max = 40))]
     pub name: String,
     /// The schema of its value.
     pub schema: JsonSchema,
@@ -314,8 +320,9 @@ impl Validate for CreateStructuredOutput {
 }
 
 /// A request to run a structured output on conversations that are over.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["structuredOutputId"], "properties": {"structuredOutputId": {"not": {"type": "null"}}, "structuredOutput": {"type": "null"}}}, {"required": ["structuredOutput"], "properties": {"structuredOutput": {"not": {"type": "null"}}, "structuredOutputId": {"type": "null"}}}]))]
 pub struct RunStructuredOutput {
     /// Whether to answer with what was found instead of keeping it.
     #[serde(default, deserialize_with = "kinds::off")]
@@ -327,6 +334,7 @@ pub struct RunStructuredOutput {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub structured_output: Option<CreateStructuredOutput>,
     /// The calls: one for a preview, else 1 to 100. A call's id or, also for a chat, the run item's.
+    #[schemars(length(min = 1, max = 100))]
     pub call_ids: Vec<String>,
     /// Unknown fields.
     #[serde(flatten)]
@@ -357,7 +365,7 @@ impl Validate for RunStructuredOutput {
 }
 
 /// Changes to a structured output; what is absent stays.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateStructuredOutput {
     /// How it is extracted.
@@ -365,6 +373,7 @@ pub struct UpdateStructuredOutput {
     pub r#type: Option<StructuredOutputType>,
     /// The pattern, 1 to 1000 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
     pub regex: Option<String>,
     /// The model that extracts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -381,6 +390,7 @@ pub struct UpdateStructuredOutput {
     pub conditions: Option<Option<Vec<Condition>>>,
     /// Its name, 1 to 40 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 40))]
     pub name: Option<String>,
     /// The schema of its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -413,7 +423,7 @@ impl Validate for UpdateStructuredOutput {
 }
 
 /// A stored structured output.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StructuredOutput {
     /// Its id.
@@ -436,7 +446,7 @@ impl Validate for StructuredOutput {
 }
 
 /// A value that can be compared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "must be a number, a string or a boolean")]
 pub enum Primitive {
     /// True or false.
@@ -471,7 +481,7 @@ impl Primitive {
 }
 
 /// How an extracted value is compared with the expected one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Comparator {
     /// Equal.
     #[serde(rename = "=")]
@@ -521,11 +531,13 @@ impl fmt::Display for Comparator {
 }
 
 /// One evaluation of a scenario: a structured output, stored or inline, and what its value must be.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["structuredOutputId"], "properties": {"structuredOutputId": {"not": {"type": "null"}}, "structuredOutput": {"type": "null"}}}, {"required": ["structuredOutput"], "properties": {"structuredOutput": {"not": {"type": "null"}}, "structuredOutputId": {"type": "null"}}}]))]
 pub struct EvaluationPlanItem {
     /// The id of a stored structured output. Either this or `structured_output`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub structured_output_id: Option<String>,
     /// An inline structured output with a primitive value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -601,7 +613,7 @@ impl Validate for EvaluationPlanItem {
 }
 
 /// What a latency expectation measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LatencyMetric {
     /// From the end of the caller's speech to the start of the agent's.
@@ -613,7 +625,7 @@ pub enum LatencyMetric {
 }
 
 /// How a call's latencies become one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Aggregation {
     /// The arithmetic mean.
@@ -627,7 +639,7 @@ pub enum Aggregation {
 }
 
 /// A ceiling on a latency.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LatencyExpectation {
     /// What is measured.
@@ -636,6 +648,7 @@ pub struct LatencyExpectation {
     pub aggregation: Aggregation,
     /// The ceiling in milliseconds, itself allowed.
     #[serde(serialize_with = "lenient::number")]
+    #[schemars(range(min = 0))]
     pub threshold_ms: f64,
     /// Whether the item fails with this expectation; absent means that it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -654,7 +667,7 @@ impl Validate for LatencyExpectation {
 }
 
 /// A call's mean latencies in milliseconds.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LatencyMetrics {
     /// How many turns were measured.
@@ -701,7 +714,7 @@ pub struct LatencyMetrics {
 }
 
 /// How a latency expectation came out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LatencyEvaluationResult {
     /// What was measured.
@@ -738,7 +751,7 @@ pub struct LatencyEvaluationResult {
 }
 
 /// How one evaluation came out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StructuredOutputEvaluationResult {
     /// The structured output's id; `inline` for an inline one.
@@ -781,7 +794,7 @@ pub struct StructuredOutputEvaluationResult {
 }
 
 /// An item's results.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunItemResults {
     /// One result for each evaluation, in the scenario's order.

@@ -17,7 +17,7 @@ kinds::names! {
 }
 
 /// Where a page stands in its list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaginationMeta {
     /// The page size asked for.
@@ -60,7 +60,7 @@ pub struct PaginationMeta {
 }
 
 /// One page of a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Page<T> {
     /// The items of this page.
     pub results: Vec<T>,

@@ -28,26 +28,31 @@ kinds::tagged! {
 }
 
 /// A simulation to play: a stored one, or a scenario and a personality.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("anyOf" = [{"required": ["simulationId"], "properties": {"simulationId": {"type": "string"}}}, {"allOf": [{"oneOf": [{"required": ["scenarioId"], "properties": {"scenarioId": {"not": {"type": "null"}}, "scenario": {"type": "null"}}}, {"required": ["scenario"], "properties": {"scenario": {"not": {"type": "null"}}, "scenarioId": {"type": "null"}}}]}, {"oneOf": [{"required": ["personalityId"], "properties": {"personalityId": {"not": {"type": "null"}}, "personality": {"type": "null"}}}, {"required": ["personality"], "properties": {"personality": {"not": {"type": "null"}}, "personalityId": {"type": "null"}}}]}]}]))]
 pub struct SimulationEntry {
     /// A stored simulation; every other field is then ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub simulation_id: Option<String>,
     /// A stored scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub scenario_id: Option<String>,
     /// A scenario defined in place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scenario: Option<CreateScenario>,
     /// A stored personality.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub personality_id: Option<String>,
     /// A personality defined in place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub personality: Option<CreatePersonality>,
     /// Display name of this entry.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -55,14 +60,17 @@ pub struct SimulationEntry {
 }
 
 /// A suite to play.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("anyOf" = [{"required": ["simulationSuiteId"], "properties": {"simulationSuiteId": {"type": "string"}}}, {"required": ["suiteId"], "properties": {"suiteId": {"type": "string"}}}]))]
 pub struct SuiteEntry {
     /// The suite.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub simulation_suite_id: Option<String>,
     /// The suite's name when the run was created; the server writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// Older name of `simulationSuiteId`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,11 +81,13 @@ pub struct SuiteEntry {
 }
 
 /// The assistant to test: a stored one or one defined in place.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["assistantId"], "properties": {"assistantId": {"not": {"type": "null"}}, "assistant": {"type": "null"}}}, {"required": ["assistant"], "properties": {"assistant": {"not": {"type": "null"}}, "assistantId": {"type": "null"}}}]))]
 pub struct TargetAssistant {
     /// A stored assistant.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub assistant_id: Option<String>,
     /// An assistant defined in place.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,11 +98,13 @@ pub struct TargetAssistant {
 }
 
 /// The squad to test: a stored one or one defined in place.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["squadId"], "properties": {"squadId": {"not": {"type": "null"}}, "squad": {"type": "null"}}}, {"required": ["squad"], "properties": {"squad": {"not": {"type": "null"}}, "squadId": {"type": "null"}}}]))]
 pub struct TargetSquad {
     /// A stored squad.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub squad_id: Option<String>,
     /// A squad defined in place.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +115,7 @@ pub struct TargetSquad {
 }
 
 /// How the tester reaches the target.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Transport {
     /// The kind of connection.
@@ -114,15 +126,17 @@ pub struct Transport {
 }
 
 /// A run to start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateSimulationRun {
     /// What to play.
+    #[schemars(length(min = 1))]
     pub simulations: Vec<SimulationRunEntry>,
     /// What to test.
     pub target: SimulationRunTarget,
     /// How often each simulation is played.
     #[serde(default = "first", deserialize_with = "iterations")]
+    #[schemars(with = "Option<i64>", range(min = 1, max = 10))]
     pub iterations: i64,
     /// How the tester reaches the target.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,6 +147,7 @@ pub struct CreateSimulationRun {
         deserialize_with = "lenient::optional_integer",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub concurrency_limit: Option<i64>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -140,7 +155,7 @@ pub struct CreateSimulationRun {
 }
 
 /// A stored run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRun {
     /// Unique id.
@@ -173,6 +188,7 @@ pub struct SimulationRun {
     pub target: SimulationRunTarget,
     /// How often each simulation is played.
     #[serde(default = "first", deserialize_with = "iterations")]
+    #[schemars(range(min = 1))]
     pub iterations: i64,
     /// How the tester reaches the target.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -183,7 +199,7 @@ pub struct SimulationRun {
 }
 
 /// The answer to starting a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateSimulationRunResponse {
     /// The run.
@@ -199,7 +215,7 @@ pub struct CreateSimulationRunResponse {
 }
 
 /// The items of a run by status.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunItemCounts {
     /// All items.
@@ -240,7 +256,7 @@ pub struct SimulationRunItemCounts {
 }
 
 /// A run in a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunListItem {
     /// The run.
@@ -251,7 +267,7 @@ pub struct SimulationRunListItem {
 }
 
 /// What a list shows of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunListSummary {
     /// What was played.
@@ -268,7 +284,7 @@ pub struct SimulationRunListSummary {
 }
 
 /// What a run played.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunListSource {
     /// The kind of source.
@@ -289,7 +305,7 @@ pub struct SimulationRunListSource {
 }
 
 /// One conversation of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunItem {
     /// Unique id.
@@ -332,6 +348,7 @@ pub struct SimulationRunItem {
     pub hooks: Option<Vec<SimulationHook>>,
     /// Which iteration of its simulation it is, from 1.
     #[serde(default = "first", deserialize_with = "iterations")]
+    #[schemars(range(min = 1))]
     pub iteration_number: i64,
     /// The chat session, for a chat conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -360,7 +377,7 @@ pub struct SimulationRunItem {
 }
 
 /// Definitions as they were when the run was created, and the conversation.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunItemMetadata {
     /// The target, if it is an assistant.
@@ -390,7 +407,7 @@ pub struct SimulationRunItemMetadata {
 }
 
 /// A finished or running conversation.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CallMetadata {
     /// The conversation as text.
@@ -411,7 +428,7 @@ pub struct CallMetadata {
 }
 
 /// How to follow a conversation live.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CallMonitor {
     /// WebSocket address of the audio.
@@ -423,7 +440,7 @@ pub struct CallMonitor {
 }
 
 /// How to improve a target or scenario after a failure.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Improvements {
     /// Why the evaluation failed.
@@ -443,7 +460,7 @@ pub struct Improvements {
 }
 
 /// One thing to improve.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImprovementSuggestion {
     /// What is wrong.
@@ -456,7 +473,7 @@ pub struct ImprovementSuggestion {
 }
 
 /// How an item is carried out.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunConfiguration {
     /// How the tester reaches the target.
@@ -468,7 +485,7 @@ pub struct SimulationRunConfiguration {
 }
 
 /// How many simulations may run at once.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationConcurrencyResponse {
     /// The organisation.
@@ -494,7 +511,7 @@ pub struct SimulationConcurrencyResponse {
 }
 
 /// Why a run was refused for want of payment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRequired {
     /// Always 402.
@@ -510,8 +527,9 @@ pub struct PaymentRequired {
 }
 
 /// A request for scenario ideas; exactly one id.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["assistantId"], "properties": {"assistantId": {"not": {"type": "null"}}, "squadId": {"type": "null"}}}, {"required": ["squadId"], "properties": {"squadId": {"not": {"type": "null"}}, "assistantId": {"type": "null"}}}]))]
 pub struct GenerateScenarios {
     /// The assistant to test.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -525,7 +543,7 @@ pub struct GenerateScenarios {
 }
 
 /// Scenario ideas.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GenerateScenariosResponse {
     /// The ideas.
@@ -538,7 +556,7 @@ pub struct GenerateScenariosResponse {
 }
 
 /// One scenario idea.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GeneratedScenario {
     /// Display name.

@@ -8,15 +8,17 @@ use super::evaluation::{EvaluationPlanItem, LatencyExpectation};
 use super::{Object, Validate, check, kinds, lenient};
 
 /// A new personality: who the tester plays.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreatePersonality {
     /// Display name.
+    #[schemars(length(max = NAME))]
     pub name: String,
     /// The tester's configuration.
     pub assistant: CreateAssistant,
     /// Folder it is filed under.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<String>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -24,11 +26,12 @@ pub struct CreatePersonality {
 }
 
 /// Changes to a personality.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdatePersonality {
     /// Display name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// The tester's configuration, replaced as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,6 +42,7 @@ pub struct UpdatePersonality {
         deserialize_with = "lenient::nullable",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<Option<String>>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -46,7 +50,7 @@ pub struct UpdatePersonality {
 }
 
 /// A stored personality.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Personality {
     /// Unique id.
@@ -70,12 +74,14 @@ pub struct Personality {
 }
 
 /// A new scenario: what the tester tries to do and how the outcome is judged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateScenario {
     /// Display name.
+    #[schemars(length(max = NAME))]
     pub name: String,
     /// The tester's goal.
+    #[schemars(length(max = INSTRUCTIONS))]
     pub instructions: String,
     /// The checks that decide whether a run passes.
     pub evaluations: Vec<EvaluationPlanItem>,
@@ -93,6 +99,7 @@ pub struct CreateScenario {
     pub unmocked_tools: Option<UnmockedTools>,
     /// Folder it is filed under.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<String>,
     /// Ceilings on the target's latency.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,14 +110,16 @@ pub struct CreateScenario {
 }
 
 /// Changes to a scenario; lists are replaced as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateScenario {
     /// Display name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// The tester's goal.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = INSTRUCTIONS))]
     pub instructions: Option<String>,
     /// The checks that decide whether a run passes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +146,7 @@ pub struct UpdateScenario {
         deserialize_with = "lenient::nullable",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<Option<String>>,
     /// Ceilings on the target's latency.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,7 +157,7 @@ pub struct UpdateScenario {
 }
 
 /// A stored scenario.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Scenario {
     /// Unique id.
@@ -188,7 +198,7 @@ pub struct Scenario {
 }
 
 /// A fixed result for one of the target's tools.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScenarioToolMock {
     /// The tool's exact name.
@@ -198,6 +208,7 @@ pub struct ScenarioToolMock {
     pub result: Option<String>,
     /// Whether the mock applies.
     #[serde(default = "kinds::yes", deserialize_with = "kinds::on")]
+    #[schemars(with = "Option<bool>")]
     pub enabled: bool,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -205,7 +216,7 @@ pub struct ScenarioToolMock {
 }
 
 /// What to do when an item starts or ends.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationHook {
     /// The event.
@@ -219,7 +230,7 @@ pub struct SimulationHook {
 }
 
 /// A request to a webhook.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationHookWebhookAction {
     /// The kind of action.
@@ -237,17 +248,20 @@ pub struct SimulationHookWebhookAction {
 }
 
 /// What a hook's payload carries besides ids and times.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationHookInclude {
     /// The transcript as text.
     #[serde(default, deserialize_with = "kinds::off")]
+    #[schemars(with = "Option<bool>")]
     pub transcript: bool,
     /// The messages.
     #[serde(default, deserialize_with = "kinds::off")]
+    #[schemars(with = "Option<bool>")]
     pub messages: bool,
     /// The recording's address.
     #[serde(default, deserialize_with = "kinds::off")]
+    #[schemars(with = "Option<bool>")]
     pub recording_url: bool,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -255,7 +269,7 @@ pub struct SimulationHookInclude {
 }
 
 /// Where and how to send a request.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Server {
     /// Seconds to wait for an answer, 20 unless given.
@@ -264,18 +278,22 @@ pub struct Server {
         deserialize_with = "lenient::optional_integer",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: Option<i64>,
     /// Stored credential for authentication.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<()>")]
     pub credential_id: Option<String>,
     /// Whether to send from fixed addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub static_ip_addresses_enabled: Option<bool>,
     /// Paths of the body to encrypt.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 0))]
     pub encrypted_paths: Option<Vec<String>>,
     /// The address.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^https?://."), extend("format" = "uri"))]
     pub url: Option<String>,
     /// Headers to send.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -289,14 +307,16 @@ pub struct Server {
 }
 
 /// How a failed request is retried.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackoffPlan {
     /// How the delay develops.
     #[serde(rename = "type", default, deserialize_with = "kinds::or_default")]
+    #[schemars(with = "Option<BackoffType>")]
     pub kind: BackoffType,
     /// The most retries.
     #[serde(default, deserialize_with = "kinds::integer_or_default")]
+    #[schemars(with = "Option<i64>", range(min = 0, max = 10))]
     pub max_retries: i64,
     /// Seconds before the first retry.
     #[serde(
@@ -304,6 +324,7 @@ pub struct BackoffPlan {
         deserialize_with = "kinds::or_default",
         serialize_with = "lenient::number"
     )]
+    #[schemars(with = "Option<f64>", range(min = 0, max = 10))]
     pub base_delay_seconds: f64,
     /// Statuses that are not retried.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -314,18 +335,22 @@ pub struct BackoffPlan {
 }
 
 /// A new simulation: one scenario played by one personality.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateSimulation {
     /// Display name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// The scenario.
+    #[schemars(extend("format" = "uuid"))]
     pub scenario_id: String,
     /// The personality.
+    #[schemars(extend("format" = "uuid"))]
     pub personality_id: String,
     /// Folder it is filed under.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<String>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -333,17 +358,20 @@ pub struct CreateSimulation {
 }
 
 /// Changes to a simulation.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateSimulation {
     /// Display name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// The scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub scenario_id: Option<String>,
     /// The personality.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub personality_id: Option<String>,
     /// Folder it is filed under; `null` removes it from its folder.
     #[serde(
@@ -351,6 +379,7 @@ pub struct UpdateSimulation {
         deserialize_with = "lenient::nullable",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<Option<String>>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -358,7 +387,7 @@ pub struct UpdateSimulation {
 }
 
 /// A stored simulation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Simulation {
     /// Unique id.
@@ -385,21 +414,24 @@ pub struct Simulation {
 }
 
 /// A new suite of simulations.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateSimulationSuite {
     /// Display name.
+    #[schemars(length(max = NAME))]
     pub name: String,
     /// Slack webhook for notifications.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slack_webhook_url: Option<String>,
     /// The simulations, in order.
+    #[schemars(extend("items" = {"type": "string", "format": "uuid"}))]
     pub simulation_ids: Vec<String>,
     /// Targets the suite is meant for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_assignments: Option<Vec<TargetAssignment>>,
     /// Folder it is filed under.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<String>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -407,17 +439,19 @@ pub struct CreateSimulationSuite {
 }
 
 /// Changes to a suite; lists are replaced as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateSimulationSuite {
     /// Display name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = NAME))]
     pub name: Option<String>,
     /// Slack webhook for notifications.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slack_webhook_url: Option<String>,
     /// The simulations, in order.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("items" = {"type": "string", "format": "uuid"}))]
     pub simulation_ids: Option<Vec<String>>,
     /// Targets the suite is meant for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -428,6 +462,7 @@ pub struct UpdateSimulationSuite {
         deserialize_with = "lenient::nullable",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(max = check::FOLDER_PATH), regex(pattern = check::FOLDER_PATTERN))]
     pub path: Option<Option<String>>,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -435,7 +470,7 @@ pub struct UpdateSimulationSuite {
 }
 
 /// A stored suite.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationSuite {
     /// Unique id.
@@ -465,12 +500,13 @@ pub struct SimulationSuite {
 }
 
 /// A target that a suite is meant for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetAssignment {
     /// The kind of target.
     pub target_type: TargetType,
     /// The target's id.
+    #[schemars(extend("format" = "uuid"))]
     pub target_id: String,
     /// Fields that are not modelled.
     #[serde(flatten)]
@@ -478,7 +514,7 @@ pub struct TargetAssignment {
 }
 
 /// Why a definition cannot be deleted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InUseConflict {
     /// What is in use.

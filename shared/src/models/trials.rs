@@ -57,7 +57,7 @@ kinds::names! {
 }
 
 /// Where a run comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunOrigin {
     /// How it came from there.
@@ -68,7 +68,7 @@ pub struct RunOrigin {
 }
 
 /// Where an item comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ItemOrigin {
     /// The other run.
@@ -78,7 +78,7 @@ pub struct ItemOrigin {
 }
 
 /// A request to play items of a run again; all of it may be absent.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RerunSimulationRun {
     /// Which items; absent means those that failed.
@@ -93,6 +93,7 @@ pub struct RerunSimulationRun {
         deserialize_with = "lenient::optional_integer",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub concurrency_limit: Option<i64>,
     /// What to test; absent means what the other run tested, as it is now if it is stored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +104,7 @@ pub struct RerunSimulationRun {
 }
 
 /// A request to judge a run's conversations again; all of it may be absent.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvaluateSimulationRun {
     /// How the conversations of some scenarios or simulations are judged.
@@ -111,6 +112,7 @@ pub struct EvaluateSimulationRun {
     pub scenarios: Option<Vec<ScenarioEvaluations>>,
     /// How all others are judged.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub evaluations: Option<Vec<EvaluationPlanItem>>,
     /// Ceilings on the target's latency, where `scenarios` does not say otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,8 +123,9 @@ pub struct EvaluateSimulationRun {
 }
 
 /// How the conversations of a scenario or a simulation are judged; exactly one id.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["scenarioId"], "properties": {"scenarioId": {"not": {"type": "null"}}, "simulationId": {"type": "null"}}}, {"required": ["simulationId"], "properties": {"simulationId": {"not": {"type": "null"}}, "scenarioId": {"type": "null"}}}]))]
 pub struct ScenarioEvaluations {
     /// The scenario whose conversations these are.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,6 +134,7 @@ pub struct ScenarioEvaluations {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub simulation_id: Option<String>,
     /// The checks that decide whether an item passes.
+    #[schemars(length(min = 1))]
     pub evaluations: Vec<EvaluationPlanItem>,
     /// Ceilings on the target's latency.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +145,7 @@ pub struct ScenarioEvaluations {
 }
 
 /// A simulation by its id and name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationName {
     /// The simulation.
@@ -151,7 +155,7 @@ pub struct SimulationName {
 }
 
 /// A simulation of a run with the names that it and its parts had when the run was created.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlayedSimulation {
     /// The simulation.
@@ -170,7 +174,7 @@ pub struct PlayedSimulation {
 }
 
 /// Items by what they say about the agent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrialCounts {
     /// Items that were decided: passed, or failed by the agent's fault.
@@ -190,7 +194,7 @@ pub struct TrialCounts {
 }
 
 /// An estimate of the chance that `k` trials in a row pass.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PassHatK {
     /// How many trials.
@@ -200,7 +204,7 @@ pub struct PassHatK {
 }
 
 /// Bounds of a rate.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Interval {
     /// The lower bound, from 0 to 1.
@@ -210,7 +214,7 @@ pub struct Interval {
 }
 
 /// What a simulation came to in a run, all of its iterations and entries together.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationTrials {
     /// The simulation.
@@ -228,7 +232,7 @@ pub struct SimulationTrials {
 }
 
 /// A run's items in all.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SummaryTotals {
     /// Different simulations.
@@ -241,7 +245,7 @@ pub struct SummaryTotals {
 }
 
 /// What a run's simulations came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunSummary {
     /// The run.
@@ -262,7 +266,7 @@ pub struct SimulationRunSummary {
 }
 
 /// A simulation in one of two runs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComparedSide {
     /// The simulation's id in that run.
@@ -276,7 +280,7 @@ pub struct ComparedSide {
 }
 
 /// A simulation in two runs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComparedSimulation {
     /// The simulation; as the baseline has it where only the baseline does.
@@ -291,7 +295,7 @@ pub struct ComparedSimulation {
 }
 
 /// How a run compares with another one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulationRunComparison {
     /// The run.

@@ -55,6 +55,11 @@ pub fn parse<T: DeserializeOwned + Validate>(value: Value) -> Result<T, Invalid>
 
 /// The checks that models share.
 pub mod check {
+    /// The longest folder path, in characters.
+    pub const FOLDER_PATH: usize = 255;
+    /// What [`folder_path`] takes, as a regular expression.
+    pub const FOLDER_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,2}$";
+
     /// The path of `field` under `path`.
     #[must_use]
     pub fn join(path: &str, field: &str) -> String {
@@ -87,7 +92,7 @@ pub mod check {
 
     /// A folder path: one to three segments of letters, digits, `.`, `_` and `-`, each beginning with a letter or digit.
     pub fn folder_path(path: &str, field: &str, text: &str, faults: &mut Vec<String>) {
-        length(path, field, text, 0, 255, faults);
+        length(path, field, text, 0, FOLDER_PATH, faults);
         let segment = |s: &str| {
             s.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && s.chars()
@@ -111,6 +116,8 @@ pub mod check {
 
 #[cfg(test)]
 mod tests {
+    use regex::Regex;
+
     use super::check;
 
     #[test]
@@ -120,11 +127,13 @@ mod tests {
             check::folder_path("", "path", text, &mut faults);
             !faults.is_empty()
         };
+        let pattern = Regex::new(check::FOLDER_PATTERN).unwrap();
         for good in ["a", "dept/feature/variant", "A.b_c-d/9"] {
-            assert!(!fault(good), "{good}");
+            assert!(!fault(good) && pattern.is_match(good), "{good}");
         }
         for bad in ["", "/a", "a/", "a//b", "a/b/c/d", ".a", "a b", &"x".repeat(256)] {
             assert!(fault(bad), "{bad}");
+            assert!(!pattern.is_match(bad) || bad.len() > check::FOLDER_PATH, "{bad}");
         }
     }
 }

@@ -1,0 +1,123 @@
+//! What the API answers where it puts an object together itself instead of writing a model.
+
+use std::borrow::Cow;
+
+use ringback_shared::{models::Object, provider::Webhooks};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Value, json};
+
+pub(crate) use crate::endpoints::Wanted as UpdateEndpoint;
+
+/// That the API is up.
+#[derive(Debug, JsonSchema)]
+pub struct Health {
+    /// Always `ok`.
+    pub status: String,
+}
+
+/// A description in OpenAPI.
+#[derive(Debug, JsonSchema)]
+pub struct Description {
+    /// The version of OpenAPI.
+    pub openapi: String,
+    /// What is described.
+    pub info: Object,
+    /// The operations by path and method.
+    pub paths: Object,
+    /// What the operations refer to.
+    pub components: Object,
+}
+
+/// A secret that hooks are signed with.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub struct HookSecret {
+    /// Unique id.
+    pub id: String,
+    /// When it was made.
+    pub created_at: String,
+    /// The secret in the form of Standard Webhooks.
+    pub secret: String,
+}
+
+/// The secrets that outgoing hooks are signed with.
+#[derive(Debug, JsonSchema)]
+pub struct HookSecrets {
+    /// All of them; receivers need one that fits.
+    pub secrets: Vec<HookSecret>,
+}
+
+/// A secret that an endpoint's webhooks may be signed with.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub struct EndpointSecret {
+    /// Unique id.
+    pub id: String,
+    /// When it was made.
+    pub created_at: String,
+    /// The secret in the form of Standard Webhooks, in the answer to the request that made it only.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+/// A voice provider.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Unique id.
+    pub id: String,
+    /// The organisation it belongs to.
+    pub org_id: String,
+    /// When it was created.
+    pub created_at: String,
+    /// When it was last changed.
+    pub updated_at: String,
+    /// Display name.
+    pub name: String,
+    /// What kind of provider it is.
+    pub provider: String,
+    /// Where calls are ordered.
+    pub url: String,
+    /// Whether requests to it carry a key.
+    pub has_api_key: bool,
+    /// What its webhooks may be signed with.
+    pub secrets: Vec<EndpointSecret>,
+    /// Where it sends its webhooks.
+    pub webhooks: Webhooks,
+}
+
+/// A voice provider to make known: as for a change, but with the URL.
+#[derive(Debug)]
+pub struct CreateEndpoint;
+
+impl JsonSchema for CreateEndpoint {
+    fn schema_name() -> Cow<'static, str> {
+        "CreateEndpoint".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = UpdateEndpoint::json_schema(generator);
+        schema.insert("description".to_owned(), json!("A voice provider to make known."));
+        schema.insert("required".to_owned(), json!(["url"]));
+        if let Some(url) = schema.pointer_mut("/properties/url") {
+            url["type"] = json!("string");
+            url["description"] = json!("Where calls are ordered.");
+        }
+        schema
+    }
+}
+
+/// What a structured output came to: for a preview the value under the output's id, or why it was skipped; otherwise a message
+/// that the values are kept.
+#[derive(Debug, JsonSchema)]
+pub struct Extracted {
+    /// That the values are kept.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The structured outputs that were not run, by id.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Object>,
+    /// The values by the output's id.
+    #[schemars(flatten)]
+    pub values: std::collections::BTreeMap<String, Value>,
+}
