@@ -61,6 +61,13 @@ pub fn iso(ms: i64) -> String {
     format!("{time:.3}")
 }
 
+/// The calendar month in UTC of `ms` (milliseconds since the Unix epoch), for example `2026-03`.
+#[must_use]
+pub fn month(ms: i64) -> String {
+    let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    time.strftime("%Y-%m").to_string()
+}
+
 /// Reads an RFC 3339 timestamp as milliseconds since the Unix epoch.
 #[must_use]
 pub fn parse_iso(text: &str) -> Option<i64> {
@@ -78,5 +85,14 @@ mod tests {
         assert_eq!(parse_iso("2026-03-26T10:52:45.565Z"), Some(1_774_522_365_565));
         assert_eq!(parse_iso("2030-01-01T12:30:15.250000Z"), Some(1_893_501_015_250));
         assert_eq!(parse_iso("yesterday"), None);
+    }
+
+    #[test]
+    fn a_month_ends_at_midnight_in_utc() {
+        let midnight = parse_iso("2026-12-01T00:00:00Z").unwrap();
+        assert_eq!(
+            (month(midnight - 1).as_str(), month(midnight).as_str()),
+            ("2026-11", "2026-12")
+        );
     }
 }

@@ -160,6 +160,9 @@ pub struct Reply {
     /// The model that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// What it cost in millionths of a US dollar, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<i64>,
 }
 
 /// What a [`Plan`] is made from.
@@ -692,6 +695,7 @@ impl Conversation {
             ended_at,
             usage: None,
             model: None,
+            cost: None,
         }
     }
 
@@ -727,6 +731,7 @@ impl Conversation {
         Reply {
             usage: reply.usage,
             model: reply.model,
+            cost: reply.cost,
             ..record
         }
     }

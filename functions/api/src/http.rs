@@ -7,7 +7,10 @@ use aws_lambda_events::{
     encodings::Body,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use ringback_shared::{models::Invalid, store::StoreError};
+use ringback_shared::{
+    models::{Invalid, run::PaymentReason},
+    store::StoreError,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -157,6 +160,8 @@ static HEADER_JSON: std::sync::LazyLock<http::HeaderValue> =
 pub(crate) struct ApiError {
     status: i64,
     message: Value,
+    /// Why payment is required, which takes the place of the status in words.
+    reason: Option<PaymentReason>,
 }
 
 impl ApiError {
@@ -164,11 +169,20 @@ impl ApiError {
         Self {
             status,
             message: Value::String(message.into()),
+            reason: None,
         }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, message)
+    }
+
+    /// Nothing may be started before somebody pays, or allows more to be spent.
+    pub(crate) fn payment_required(reason: PaymentReason, message: impl Into<String>) -> Self {
+        Self {
+            reason: Some(reason),
+            ..Self::new(402, message)
+        }
     }
 
     pub(crate) fn not_found(what: &str, id: &str) -> Self {
@@ -182,6 +196,12 @@ impl ApiError {
     }
 
     pub(crate) fn response(self) -> Response {
+        if let Some(reason) = self.reason {
+            return Response {
+                status: self.status,
+                body: json!({ "statusCode": self.status, "message": self.message, "reason": reason }),
+            };
+        }
         let error = match self.status {
             400 => "Bad Request",
             401 => "Unauthorized",
@@ -204,6 +224,7 @@ impl From<Invalid> for ApiError {
         Self {
             status: 400,
             message: json!(invalid.0),
+            reason: None,
         }
     }
 }

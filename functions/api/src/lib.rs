@@ -8,6 +8,7 @@ mod hook_secrets;
 mod http;
 mod items;
 mod lists;
+mod orgs;
 mod runs;
 mod signing;
 
@@ -62,13 +63,16 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         (_, ["assistant", id]) => define(Kind::Assistant, Some(id)).await,
         (_, ["endpoint", rest @ ..]) => endpoints::serve(ctx, org, rest, request).await,
         (_, ["hook", "secret", rest @ ..]) => hook_secrets::serve(ctx, org, rest, request).await,
+        (_, ["org", rest @ ..]) => orgs::serve(ctx, org, rest, request).await,
         (_, ["structured-output"]) => define(Kind::StructuredOutput, None).await,
         (_, ["structured-output", id]) => define(Kind::StructuredOutput, Some(id)).await,
         (_, ["eval", "simulation", "personality"]) => define(Kind::Personality, None).await,
         (_, ["eval", "simulation", "personality", id]) => define(Kind::Personality, Some(id)).await,
         (_, ["eval", "simulation", "scenario"]) => define(Kind::Scenario, None).await,
         (_, ["eval", "simulation", "scenario", id]) => define(Kind::Scenario, Some(id)).await,
-        ("GET", ["eval", "simulation", "concurrency"]) => Response::ok(runs::concurrency(ctx, org).await?),
+        ("GET", ["eval", "simulation", "concurrency"]) => {
+            Response::ok(orgs::concurrency_now(ctx, org).await?)
+        }
         (_, ["eval", "simulation", "concurrency"]) => Err(method_not_allowed(request)),
         (_, ["eval", "simulation", "suite"]) => define(Kind::Suite, None).await,
         (_, ["eval", "simulation", "suite", id]) => define(Kind::Suite, Some(id)).await,

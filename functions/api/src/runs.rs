@@ -4,15 +4,15 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::{Deadline, iso},
     context::Context,
-    ids,
-    lifecycle::{CALL_SLOTS, Tally},
+    costs, ids,
+    lifecycle::Tally,
     models::{
         parse,
         run::{
-            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse,
-            SimulationEntry, SimulationRun, SimulationRunEntry, SimulationRunItemCounts,
-            SimulationRunListItem, SimulationRunListSource, SimulationRunListSummary,
-            SimulationRunSourceType, SimulationRunTarget, Transport, TransportProvider,
+            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationEntry, SimulationRun,
+            SimulationRunEntry, SimulationRunItemCounts, SimulationRunListItem, SimulationRunListSource,
+            SimulationRunListSummary, SimulationRunSourceType, SimulationRunTarget, Transport,
+            TransportProvider,
         },
     },
     progress,
@@ -26,6 +26,7 @@ use crate::{
     filters, hook_secrets,
     http::{ApiError, Request, Response},
     lists::ListRequest,
+    orgs,
 };
 
 /// The most items that one run may have.
@@ -109,7 +110,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         snapshots,
         idempotency,
     };
-    let (head, manifest) = match ctx.store.create_run(&new, now).await? {
+    let (head, manifest) = match start(ctx, &new, now).await? {
         Created::New(head) => (*head, new.manifest),
         Created::Before(run) => {
             let head = ctx
@@ -127,6 +128,15 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         }
     };
     Response::created(created(ctx, head, &manifest)?)
+}
+
+/// Creates a run at `now` (milliseconds since the Unix epoch), unless the organization has spent its billing limit. What the same
+/// request created before is answered as before, whatever was spent since.
+pub(crate) async fn start(ctx: &Context, new: &NewRun, now: i64) -> Result<Created, ApiError> {
+    if let Err(refused) = orgs::check_billing_limit(ctx, new.org, now).await {
+        return ctx.store.created_earlier(new, now).await?.ok_or(refused);
+    }
+    Ok(ctx.store.create_run(new, now).await?)
 }
 
 /// The endpoint that carries a run's calls: the one that its transport names, or the org's first.
@@ -474,6 +484,19 @@ fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunIt
     }
 }
 
+/// What Ringback says of a run beside what others do.
+fn extra(head: &RunHead, tally: &Tally) -> Map<String, Value> {
+    let mut extra = Map::new();
+    if let Some(cap) = head.cap {
+        extra.insert("concurrencyLimit".to_owned(), json!(cap));
+    }
+    extra.insert("cost".to_owned(), json!(costs::dollars(tally.costs.cost)));
+    if !tally.costs.unknown.is_empty() {
+        extra.insert("costsUnknown".to_owned(), json!(tally.costs.unknown));
+    }
+    extra
+}
+
 /// A run as clients see it.
 fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<SimulationRun, ApiError> {
     let stored = |error: serde_json::Error| ApiError::internal(&error);
@@ -512,11 +535,7 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
                 .into_iter()
                 .collect(),
         }),
-        extra: head
-            .cap
-            .map(|cap| ("concurrencyLimit".to_owned(), json!(cap)))
-            .into_iter()
-            .collect(),
+        extra: extra(head, tally),
     })
 }
 
@@ -624,23 +643,6 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
         listed.more,
         listed.entries.last().map(|head| head.id),
     )
-}
-
-/// How many call slots the organization has, and how many of them are held at this moment.
-pub(crate) async fn concurrency(ctx: &Context, org: Uuid) -> Result<SimulationConcurrencyResponse, ApiError> {
-    let held = ctx.store.held_call_slots(org).await?.len();
-    let free = (ctx.config.call_slots as usize).saturating_sub(held);
-    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    Ok(SimulationConcurrencyResponse {
-        org_id: org.to_string(),
-        concurrency_limit: ctx.config.call_slots.into(),
-        active_simulations: number(held),
-        available_to_start: number(free / CALL_SLOTS),
-        created_at: None,
-        updated_at: None,
-        is_default: true,
-        extra: Map::new(),
-    })
 }
 
 /// Stops a run: what has not ended is canceled.

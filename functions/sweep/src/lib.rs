@@ -1,7 +1,7 @@
 //! Looks after what is owed and due, once a minute: everything that `relay` missed, whose message was lost or whose worker
 //! died. Alone it would finish every run, later.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use ringback_shared::{
@@ -20,6 +20,10 @@ const LIMIT: i32 = 500;
 const SEND: usize = 50;
 /// How many rows are looked after at once.
 const CONCURRENCY: usize = 8;
+
+/// The longest that one run is expanded or canceled, or one organization given slots, in one go: what is left goes on with the
+/// records that it makes.
+const TURN: Duration = Duration::from_secs(5);
 
 /// What is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
         }
     }
     for org in waiting {
-        if let Err(error) = admission::sweep(ctx, org, deadline).await {
+        if let Err(error) = admission::sweep(ctx, org, turn(deadline)).await {
             tracing::warn!(%org, %error, "not swept");
             failed += 1;
         }
@@ -87,6 +91,10 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
 enum Work {
     Item(Box<Item>),
     Hook(Box<Hook>),
+}
+
+fn turn(deadline: Deadline) -> Deadline {
+    Deadline::after(deadline.left().min(TURN))
 }
 
 /// Looks after one row; gives what is to be put on its queue.
@@ -116,7 +124,7 @@ async fn look_after(
             head.due_at.is_some_and(|at| at <= now) || (scope == Scope::Everything && head.due_at.is_some())
         })
         .await?;
-    let head = progress::advance(ctx, head, deadline).await?;
+    let head = progress::advance(ctx, head, turn(deadline)).await?;
     progress::recount_all(ctx, &head, deadline).await?;
     Ok(None)
 }

@@ -8,7 +8,10 @@ use super::{
     calls::{consequences, event_rows},
     document, integer, number, read, schema, string, text, write,
 };
-use crate::lifecycle::{Hook, Item, Refused, State, Tally};
+use crate::{
+    costs::ModelCosts,
+    lifecycle::{self, Facts, Hook, Item, Refused, State, Tally},
+};
 
 /// How many items of a run share a partition.
 pub const PARTITION: u32 = 100;
@@ -93,6 +96,8 @@ const COUNTED: &[&str] = &[
     "state",
     "simulation",
     "version",
+    "modelCosts",
+    "facts",
     "total",
     "queued",
     "running",
@@ -100,11 +105,13 @@ const COUNTED: &[&str] = &[
     "failed",
     "canceled",
     "failedSimulations",
+    "costs",
     "versions",
 ];
 
 /// What counts of an item.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Counted {
     /// Where it stands.
     pub state: State,
@@ -112,6 +119,20 @@ pub struct Counted {
     pub simulation: u32,
     /// Grows by one with every write.
     pub version: u64,
+    /// What its model calls cost.
+    #[serde(default)]
+    pub model_costs: ModelCosts,
+    /// What was observed: its call's cost is among it.
+    #[serde(default)]
+    pub facts: Facts,
+}
+
+impl Counted {
+    /// What it cost as far as that is known.
+    #[must_use]
+    pub fn costs(&self) -> ModelCosts {
+        lifecycle::total(&self.model_costs, &self.facts)
+    }
 }
 
 /// A row to which something is owed, as the index names it.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     Condition, DueKey, ItemKey, ListQuery, Listed, PARTITION, Row, Store, StoreError, Write, WriteError,
     calls::{Waiting, waiting_row},
-    document,
+    document, integer,
     items::{due_shard, item_row},
     key, number, read, string, text, write,
 };
@@ -260,6 +260,10 @@ fn runs_pk(org: Uuid) -> String {
     format!("ORG#{org}#run")
 }
 
+fn idempotency_pk(org: Uuid) -> String {
+    format!("ORG#{org}#idempotency")
+}
+
 fn run_pk(run: Uuid) -> String {
     format!("RUN#{run}")
 }
@@ -343,7 +347,7 @@ impl Store {
         head.owe(now);
         let mut writes = vec![Write::put(head_row(&head)?, Condition::Absent)];
         if let Some((key_hash, request)) = &new.idempotency {
-            let mut row = key(&format!("ORG#{}#idempotency", new.org), key_hash);
+            let mut row = key(&idempotency_pk(new.org), key_hash);
             row.insert("run".to_owned(), text(new.id.to_string()));
             row.insert("request".to_owned(), text(request));
             row.insert("expiresAt".to_owned(), number((now + IDEMPOTENCY_MS) / 1000));
@@ -371,6 +375,21 @@ impl Store {
             Err(WriteError::Condition(Some(row))) => self.created_before(new, &row),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// What became of an earlier request with the same idempotency key as `new`, if there was one that counts at `now`
+    /// (milliseconds since the Unix epoch).
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn created_earlier(&self, new: &NewRun, now: i64) -> Result<Option<Created>, StoreError> {
+        let Some((key_hash, _)) = &new.idempotency else {
+            return Ok(None);
+        };
+        let row = self.get(&idempotency_pk(new.org), key_hash).await?;
+        row.filter(|row| integer(row, "expiresAt").is_none_or(|at| at >= now / 1000))
+            .map(|row| self.created_before(new, &row))
+            .transpose()
     }
 
     fn created_before(&self, new: &NewRun, row: &Row) -> Result<Created, StoreError> {
