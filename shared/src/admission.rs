@@ -4,7 +4,7 @@
 //! as well. Any number of them may look at the same time: a slot is a row that is put only where none is.
 //!
 //! An organization's limit may be lowered below what it holds. The slots above the limit are not taken away, and they count:
-//! [`free_slots`] leaves out as many below it. Admission is written on the condition that the limit is the one that was read.
+//! `free_slots` leaves out as many below it. Admission is written on the condition that the limit is the one that was read.
 
 use std::collections::BTreeSet;
 

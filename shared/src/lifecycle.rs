@@ -368,15 +368,16 @@ impl Item {
         self
     }
 
-    /// Somebody who holds the item no longer, because it was stopped or taken over, says what its model calls cost.
+    /// Somebody who holds the item no longer, because it was stopped or taken over, says what its model calls cost. It counts as
+    /// spent when the item was written last, and changes nothing else.
     ///
     /// # Errors
     /// When all of it is known already.
-    pub fn charge(&self, costs: &ModelCosts, now: i64) -> Result<Self, Refused> {
+    pub fn charge(&self, costs: &ModelCosts) -> Result<Self, Refused> {
         if self.model_costs.clone().join(costs) == self.model_costs {
             return Err(Refused::Past);
         }
-        Ok(self.next(now).charged(costs))
+        Ok(self.next(self.updated_at).charged(costs))
     }
 
     /// Whether its work waits for a worker now and did not so `before`: it became owed, a worker gave the item back, or

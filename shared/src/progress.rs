@@ -238,8 +238,8 @@ pub async fn fold(ctx: &Context, at: ItemKey, facts: &Facts) -> Result<(), Store
 /// Writes what the model calls of an item cost when the item was stopped or taken over before whoever made the calls could write
 /// it with a step of their own. What fails here is logged and not counted.
 pub async fn charge_late(ctx: &Context, item: Item, costs: &ModelCosts) {
-    let (run, index, now) = (item.run, item.index, ctx.clock.now_ms());
-    match ctx.store.transition(item, |item| item.charge(costs, now)).await {
+    let (run, index) = (item.run, item.index);
+    match ctx.store.transition(item, |item| item.charge(costs)).await {
         Ok(_) | Err(TransitionError::Refused { .. }) => {}
         Err(TransitionError::Store(error)) => {
             tracing::warn!(%run, index, %error, "what an item cost was not written");

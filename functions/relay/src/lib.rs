@@ -293,12 +293,12 @@ mod tests {
             ..ModelCosts::default()
         };
         assert_eq!(
-            sent(Some(&running), &running.charge(&costs, now).unwrap()),
+            sent(Some(&running), &running.charge(&costs).unwrap()),
             (false, false),
             "with its next standing"
         );
         let canceled = running.cancel(now).unwrap();
-        let charged = canceled.charge(&costs, now).unwrap();
+        let charged = canceled.charge(&costs).unwrap();
         assert_eq!(sent(Some(&canceled), &charged), (false, true));
         assert_eq!(sent(Some(&charged), &charged), (false, false));
     }
