@@ -2,6 +2,9 @@
 //!
 //! Whoever creates a run and whoever gives slots back writes first and then looks here, so no wake-up is lost; `sweep` looks
 //! as well. Any number of them may look at the same time: a slot is a row that is put only where none is.
+//!
+//! An organization's limit may be lowered below what it holds. The slots above the limit are not taken away, and they count:
+//! `free_slots` leaves out as many below it. Admission is written on the condition that the limit is the one that was read.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -11,11 +14,10 @@ use crate::{
     clock::Deadline,
     context::Context,
     lifecycle::{CALL_SLOTS, Item, Owed, REQUEUE_AFTER_MS, Slots},
+    progress::MARGIN,
     store::{Admitted, PARTITION, StoreError, Waiting},
 };
 
-/// Time that is kept back, so that an invocation ends before its deadline.
-const MARGIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// How many items are read where those that were expected to wait do not.
 const LOOK_FURTHER: u32 = PARTITION;
 /// How far a run's place may fall behind before it is written: behind only means that some items are read once more.
@@ -34,17 +36,33 @@ impl Free {
     }
 }
 
-/// Admits what waits in `org` until there are too few slots, nothing waits, or the deadline is near.
+/// The call slots that may be given out under `limit` while those of `held` (ascending) are held.
+///
+/// With a limit that was lowered, slots above it are still held. Then only slots below a bound are given out, so low that they
+/// and all held ones from the bound on make up the limit. While the limit stays, the bound can only rise, as what is above it is
+/// given back: so whoever gives out slots from an older look keeps to the limit as well.
+fn free_slots(limit: u32, held: &[u32]) -> Vec<u32> {
+    let from = |bound: u32| held.len() - held.partition_point(|&slot| slot < bound);
+    let keeps = |&bound: &u32| bound as usize + from(bound) <= limit as usize;
+    let bound = (0..=limit).rev().find(keeps).unwrap_or(0);
+    (0..bound)
+        .filter(|slot| held.binary_search(slot).is_err())
+        .collect()
+}
+
+/// Admits what waits in `org` until there are too few slots, nothing waits, or the deadline is near: then it gives `true`.
 ///
 /// # Errors
 /// When the table cannot be read or written.
-pub async fn admit(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<(), StoreError> {
+pub async fn admit(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<bool, StoreError> {
     while deadline.left() > MARGIN {
-        if look(ctx, org, deadline).await? == Look::Done {
-            break;
+        match look(ctx, org, deadline).await? {
+            Look::Done => return Ok(false),
+            Look::OutOfTime => return Ok(true),
+            Look::Overtaken => {}
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// How a look ended.
@@ -53,6 +71,8 @@ enum Look {
     /// There is nothing left to do for it. What became free or began to wait after it had read is looked at by whoever made
     /// it so: they write first and look afterwards. So nothing is read again at its end.
     Done,
+    /// The deadline is near.
+    OutOfTime,
     /// Somebody else is at work on the same: everything has to be looked at anew.
     Overtaken,
 }
@@ -60,16 +80,22 @@ enum Look {
 /// Reads what waits and what is free once, and admits from that.
 async fn look(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<Look, StoreError> {
     let waiting = ctx.store.waiting_runs(org).await?;
+    if waiting.is_empty() {
+        return Ok(Look::Done);
+    }
+    // The limit before what is held: from then on the condition watches over it.
+    let settings = ctx.store.org(org).await?;
     let free = if waiting.iter().any(|run| run.voice) {
-        let held: BTreeSet<u32> = ctx.store.held_call_slots(org).await?.into_iter().collect();
-        (0..ctx.config.call_slots)
-            .filter(|slot| !held.contains(slot))
-            .collect()
+        let held = ctx.store.held_call_slots(org).await?;
+        free_slots(settings.call_slots(ctx.config.call_slots), &held)
     } else {
         Vec::new()
     };
     let mut free = Free(free);
-    let mut lines: Vec<Line> = waiting.into_iter().map(Line::new).collect();
+    let mut lines: Vec<Line> = waiting
+        .into_iter()
+        .map(|run| Line::new(run, settings.version))
+        .collect();
     let look = take_turns(ctx, &mut lines, &mut free, deadline).await?;
     for line in &lines {
         line.keep_place(ctx, org).await?;
@@ -89,7 +115,7 @@ async fn take_turns(
         go_on = false;
         for line in &mut *lines {
             if deadline.left() <= MARGIN {
-                return Ok(Look::Done);
+                return Ok(Look::OutOfTime);
             }
             match line.admit_one(ctx, free, deadline).await? {
                 Some(Admitted::Yes) => go_on = true,
@@ -104,6 +130,8 @@ async fn take_turns(
 /// A run that waits, as far as this look knows.
 struct Line {
     run: Waiting,
+    /// The version of the organization's settings that the slots were counted by.
+    settings: u64,
     /// No item before this one waits.
     next: u32,
     /// Items from there on, as they were read.
@@ -113,10 +141,11 @@ struct Line {
 }
 
 impl Line {
-    fn new(run: Waiting) -> Self {
+    fn new(run: Waiting, settings: u64) -> Self {
         Self {
             next: run.next,
             run,
+            settings,
             ahead: VecDeque::new(),
             own: None,
         }
@@ -145,7 +174,10 @@ impl Line {
         let Some(item) = self.first_waiting(ctx, room, deadline).await? else {
             return Ok(None);
         };
-        let admitted = ctx.store.admit(&item, &slots, ctx.clock.now_ms()).await?;
+        let admitted = ctx
+            .store
+            .admit(&item, &slots, self.settings, ctx.clock.now_ms())
+            .await?;
         if admitted == Admitted::Yes {
             self.next = item.index + 1;
             free.take(&slots);
@@ -248,5 +280,60 @@ pub async fn sweep(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<(), S
     for run in ctx.store.waiting_runs(org).await? {
         put_off(ctx, org, &run).await?;
     }
-    admit(ctx, org, deadline).await
+    admit(ctx, org, deadline).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+
+    #[test]
+    fn what_is_held_above_a_lowered_limit_counts() {
+        for (limit, held, free) in [
+            (4, &[][..], &[0, 1, 2, 3][..]),
+            (4, &[0, 3], &[1, 2]),
+            (4, &[0, 1, 2, 3], &[]),
+            (4, &[8, 9], &[0, 1]),
+            (4, &[0, 1, 8, 9], &[]),
+            (4, &[2, 3, 8, 9], &[]),
+            (6, &[4, 5, 8, 9], &[0, 1]),
+            (6, &[0, 1, 8, 9], &[2, 3]),
+            (2, &[0, 1, 2, 3, 4, 5], &[]),
+        ] {
+            assert_eq!(free_slots(limit, held), free, "{limit} {held:?}");
+        }
+    }
+
+    proptest! {
+        // As many as the limit leaves, and whoever looked before others gave back and took slots does not exceed it.
+        #[test]
+        fn the_limit_holds_for_everybody_who_looks(
+            limit in 0..12_u32,
+            mut held in prop::collection::btree_set(0..16_u32, 0..16),
+            steps in prop::collection::vec((any::<bool>(), any::<Index>(), 0..3_usize), 0..40),
+        ) {
+            let most = held.len().max(limit as usize);
+            let mut looks: Vec<Vec<u32>> = Vec::new();
+            for (gives_back, which, look) in steps {
+                let now: Vec<u32> = held.iter().copied().collect();
+                let free = free_slots(limit, &now);
+                prop_assert_eq!(free.len(), (limit as usize).saturating_sub(now.len()));
+                looks.push(free);
+                if gives_back && !now.is_empty() {
+                    held.remove(which.get(&now));
+                } else {
+                    // From this look, or one of those before. A slot that is held is not given out twice.
+                    let old = &looks[looks.len().saturating_sub(1 + look)];
+                    if !old.is_empty() {
+                        held.insert(*which.get(old));
+                    }
+                }
+                prop_assert!(held.len() <= most.max(limit as usize));
+                prop_assert!(held.len() <= now.len().max(limit as usize), "one more than the limit");
+            }
+        }
+    }
 }

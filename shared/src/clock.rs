@@ -61,6 +61,13 @@ pub fn iso(ms: i64) -> String {
     format!("{time:.3}")
 }
 
+/// The calendar month in UTC of `ms` (milliseconds since the Unix epoch), for example `2026-03`.
+#[must_use]
+pub fn month(ms: i64) -> String {
+    let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    time.strftime("%Y-%m").to_string()
+}
+
 /// Reads an RFC 3339 timestamp as milliseconds since the Unix epoch.
 #[must_use]
 pub fn parse_iso(text: &str) -> Option<i64> {
@@ -96,5 +103,14 @@ mod tests {
         assert_eq!(around_iso("1970-01-01T00:00:01Z"), Some((1000, 1000)));
         assert_eq!(around_iso("1969-12-31T23:59:59.9995Z"), Some((-1, 0)));
         assert_eq!(around_iso("yesterday"), None);
+    }
+
+    #[test]
+    fn a_month_ends_at_midnight_in_utc() {
+        let midnight = parse_iso("2026-12-01T00:00:00Z").unwrap();
+        assert_eq!(
+            (month(midnight - 1).as_str(), month(midnight).as_str()),
+            ("2026-11", "2026-12")
+        );
     }
 }

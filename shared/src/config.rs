@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     conversation::Limits,
+    costs::Prices,
     llm::{Endpoint, ModelConfig, Secret},
 };
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub call_slots: u32,
     /// The longest that a call may last. Read from `MAX_CALL_SECONDS`.
     pub max_call: Duration,
+    /// What models cost. Read from `MODEL_PRICES`.
+    pub prices: Prices,
     /// How many records of a batch are worked on at once. Read from `RECORD_CONCURRENCY`.
     pub record_concurrency: usize,
 }
@@ -60,6 +63,10 @@ pub enum ConfigError {
 
 /// A reply must fit into an invocation of the functions that ask for one, with time to write it down.
 const MAX_MODEL_SECONDS: u64 = 90;
+
+/// What a table of prices looks like.
+const PRICES: &str = "JSON such as {\"gpt-4.1\": {\"prompt\": 2, \"completion\": 8}}, in US dollars for a million tokens, \
+     none of them below 0";
 
 /// Where the variables come from.
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -106,6 +113,7 @@ impl Config {
         "SLICE_SECONDS",
         "CALL_SLOTS",
         "MAX_CALL_SECONDS",
+        "MODEL_PRICES",
         "RECORD_CONCURRENCY",
     ];
 
@@ -164,6 +172,7 @@ impl Config {
                 600,
                 "a whole number of seconds",
             )?),
+            prices: parsed(lookup, "MODEL_PRICES", Prices::default(), PRICES)?,
             record_concurrency: parsed(lookup, "RECORD_CONCURRENCY", 10, "a whole number from 1 on")?,
         })
     }
@@ -246,6 +255,7 @@ mod tests {
             ("MODEL_TIMEOUT_SECONDS", "600"),
             ("MAX_TURNS", "-1"),
             ("CALL_SLOTS", "1"),
+            ("MODEL_PRICES", "2"),
         ] {
             let wrong = Config::read(&|asked| {
                 if asked == name {

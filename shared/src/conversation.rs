@@ -183,6 +183,9 @@ pub struct Reply {
     /// The id of the stored assistant that this member is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assistant_id: Option<String>,
+    /// What it cost in millionths of a US dollar, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<i64>,
 }
 
 /// What a [`Plan`] is made from.
@@ -817,6 +820,7 @@ impl Conversation {
             model: None,
             assistant_name: side.name.clone(),
             assistant_id: side.id.clone(),
+            cost: None,
         }
     }
 
@@ -856,6 +860,7 @@ impl Conversation {
         Reply {
             usage: reply.usage,
             model: reply.model,
+            cost: reply.cost,
             ..record
         }
     }

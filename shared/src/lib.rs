@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod conversation;
+pub mod costs;
 pub mod evaluation;
 pub mod hooks;
 pub mod ids;

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{ids, models::run::ItemStatus};
+use crate::{costs::ModelCosts, ids, models::run::ItemStatus};
 
 mod call;
 mod hook;
@@ -259,6 +259,9 @@ pub struct Item {
     /// What was observed.
     #[serde(default)]
     pub facts: Facts,
+    /// What its model calls cost, as far as whoever wrote last knew.
+    #[serde(default, skip_serializing_if = "ModelCosts::is_empty")]
+    pub model_costs: ModelCosts,
     /// Its call, if it is a voice item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<Call>,
@@ -337,6 +340,7 @@ impl Item {
             missed_at: None,
             lease: None,
             facts: Facts::default(),
+            model_costs: ModelCosts::default(),
             call: None,
             slots: Slots::default(),
             hooked: false,
@@ -366,6 +370,31 @@ impl Item {
     #[must_use]
     pub fn standing(&self) -> (State, u32) {
         (self.state, self.simulation)
+    }
+
+    /// What it cost as far as that is known: its model calls, and its call as the provider told.
+    #[must_use]
+    pub fn costs(&self) -> ModelCosts {
+        total(&self.model_costs, &self.facts)
+    }
+
+    /// The item with what whoever writes it knows of the costs of its model calls.
+    #[must_use]
+    pub fn charged(mut self, costs: &ModelCosts) -> Self {
+        self.model_costs = self.model_costs.join(costs);
+        self
+    }
+
+    /// Somebody who holds the item no longer, because it was stopped or taken over, says what its model calls cost. It counts as
+    /// spent when the item was written last, and changes nothing else.
+    ///
+    /// # Errors
+    /// When all of it is known already.
+    pub fn charge(&self, costs: &ModelCosts) -> Result<Self, Refused> {
+        if self.model_costs.clone().join(costs) == self.model_costs {
+            return Err(Refused::Past);
+        }
+        Ok(self.next(self.updated_at).charged(costs))
     }
 
     /// Whether its work waits for a worker now and did not so `before`: it became owed, a worker gave the item back, or
@@ -684,6 +713,15 @@ impl Item {
     }
 }
 
+/// The costs of an item's model calls and of its call.
+pub(crate) fn total(models: &ModelCosts, facts: &Facts) -> ModelCosts {
+    let call = facts.cost.as_ref().map_or(0, |fact| fact.value);
+    ModelCosts {
+        cost: models.cost.saturating_add(call),
+        unknown: models.unknown.clone(),
+    }
+}
+
 /// How many items of a partition stand where, recomputed from the items themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -703,6 +741,9 @@ pub struct Tally {
     /// The simulations (by their place in the run) with a failed or canceled item, ascending.
     #[serde(default)]
     pub failed_simulations: Vec<u32>,
+    /// What they cost, as far as it is known.
+    #[serde(default, skip_serializing_if = "ModelCosts::is_empty")]
+    pub costs: ModelCosts,
 }
 
 impl Tally {
@@ -726,6 +767,15 @@ impl Tally {
         tally.failed_simulations.sort_unstable();
         tally.failed_simulations.dedup();
         tally
+    }
+
+    /// The tally with what its items cost.
+    #[must_use]
+    pub fn with_costs(mut self, costs: impl IntoIterator<Item = ModelCosts>) -> Self {
+        self.costs = costs
+            .into_iter()
+            .fold(ModelCosts::default(), |sum, costs| sum.plus(&costs));
+        self
     }
 
     /// How many items are over.
@@ -752,6 +802,7 @@ impl Tally {
         self.failed_simulations.extend(&other.failed_simulations);
         self.failed_simulations.sort_unstable();
         self.failed_simulations.dedup();
+        self.costs = self.costs.plus(&other.costs);
         self
     }
 }

@@ -101,8 +101,9 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// What a model is asked for, for error texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a model is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Purpose {
     /// To play the caller.
     Tester,
@@ -361,6 +362,8 @@ pub struct ChatReply {
     pub usage: Option<Usage>,
     /// The model that the server says has answered.
     pub model: Option<String>,
+    /// What it cost in millionths of a US dollar, where somebody who knows the prices has written it.
+    pub cost: Option<i64>,
 }
 
 impl fmt::Debug for ChatReply {
@@ -371,6 +374,7 @@ impl fmt::Debug for ChatReply {
             .field("finish_reason", &self.finish_reason)
             .field("usage", &self.usage)
             .field("model", &self.model)
+            .field("cost", &self.cost)
             .finish()
     }
 }
@@ -692,6 +696,7 @@ fn parse_reply(body: &[u8]) -> Result<ChatReply, String> {
             completion_tokens: count(&usage, "completion_tokens").unwrap_or(0),
         }),
         model: reply.model,
+        cost: None,
     })
 }
 

@@ -7,12 +7,18 @@ use uuid::Uuid;
 use crate::{
     clock::Deadline,
     context::{BoxError, Context},
+    costs::ModelCosts,
     lifecycle::{Facts, Hook, Item, Refused, Tally},
-    store::{HookKey, ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError},
+    store::{
+        Counted, HookKey, ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError,
+    },
 };
 
 /// Time that is kept back, so that an invocation ends before its deadline.
-const MARGIN: std::time::Duration = std::time::Duration::from_secs(2);
+pub const MARGIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// How often the final counts of a run are read anew because somebody wrote them in between.
+const RECOST_TRIES: u32 = 10;
 
 /// How many items of a run are canceled at a time: fast enough to be ahead of the workers, and no flood for the table.
 const CANCELED_AT_ONCE: usize = 12;
@@ -91,7 +97,8 @@ pub async fn expand_until(
 /// When the table cannot be read or written.
 pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Result<(), StoreError> {
     let (items, before) = ctx.store.partition(run, partition).await?;
-    let tally = Tally::of(items.iter().map(|item| (item.state, item.simulation)));
+    let tally = Tally::of(items.iter().map(|item| (item.state, item.simulation)))
+        .with_costs(items.iter().map(Counted::costs));
     let changed = before
         .as_ref()
         .map_or_else(|| tally.is_under_way(), |before| before.tally != tally);
@@ -115,7 +122,45 @@ pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Res
     if full || tally.is_under_way() {
         settle(ctx, org, run, full).await?;
     }
+    if full && changed {
+        recost(ctx, org, run).await?;
+    }
     Ok(())
+}
+
+/// Brings the final counts of a run that has ended up to its tallies: a provider may tell what a call cost long after its item
+/// was over, and so may a worker that was overtaken by a cancellation.
+async fn recost(ctx: &Context, org: Uuid, run: Uuid) -> Result<(), StoreError> {
+    for _ in 0..RECOST_TRIES {
+        let Some(head) = ctx.store.run(org, run).await? else {
+            return Ok(());
+        };
+        if head.state != RunState::Ended {
+            return Ok(());
+        }
+        // Read after the head: whoever writes the head in between has seen no more than this, or this is read anew.
+        let counts = ctx.store.tally(run, head.total).await?;
+        if head.counts.as_ref() == Some(&counts) {
+            return Ok(());
+        }
+        let (read, now) = (head.version, ctx.clock.now_ms());
+        let written = ctx
+            .store
+            .change_run(head, now, |next| {
+                let first = next.version == read + 1;
+                if first {
+                    next.counts = Some(counts.clone());
+                }
+                first
+            })
+            .await?;
+        if written.version == read + 1 && written.counts.as_ref() == Some(&counts) {
+            return Ok(());
+        }
+    }
+    Err(StoreError::Throttled(
+        "a run's head is written by too many at once".to_owned(),
+    ))
 }
 
 /// Brings a run's head up to its tallies: started, and with `maybe_over` ended if all its items are over.
@@ -131,7 +176,7 @@ async fn settle(ctx: &Context, org: Uuid, run: Uuid, maybe_over: bool) -> Result
     } else {
         None
     };
-    let now = ctx.clock.now_ms();
+    let (now, ends) = (ctx.clock.now_ms(), counts.is_some());
     ctx.store
         .change_run(head, now, |head| {
             if head.state == RunState::Ended || (head.state == RunState::Running && counts.is_none()) {
@@ -147,6 +192,10 @@ async fn settle(ctx: &Context, org: Uuid, run: Uuid, maybe_over: bool) -> Result
             true
         })
         .await?;
+    if ends {
+        // Whoever counted a late cost a moment ago has found a run that goes on.
+        recost(ctx, org, run).await?;
+    }
     Ok(())
 }
 
@@ -183,6 +232,18 @@ pub async fn fold(ctx: &Context, at: ItemKey, facts: &Facts) -> Result<(), Store
     match ctx.store.transition(item, observe).await {
         Ok(_) | Err(TransitionError::Refused { .. }) => Ok(()),
         Err(TransitionError::Store(error)) => Err(error),
+    }
+}
+
+/// Writes what the model calls of an item cost when the item was stopped or taken over before whoever made the calls could write
+/// it with a step of their own. What fails here is logged and not counted.
+pub async fn charge_late(ctx: &Context, item: Item, costs: &ModelCosts) {
+    let (run, index) = (item.run, item.index);
+    match ctx.store.transition(item, |item| item.charge(costs)).await {
+        Ok(_) | Err(TransitionError::Refused { .. }) => {}
+        Err(TransitionError::Store(error)) => {
+            tracing::warn!(%run, index, %error, "what an item cost was not written");
+        }
     }
 }
 

@@ -98,7 +98,7 @@ impl Batch {
             .id(self.0.len().to_string())
             .message_body(body)
             .set_delay_seconds((delay > 0).then(|| i32::try_from(delay.min(MAX_DELAY_SECONDS)).unwrap_or(0)))
-            // Fair queues: one run's backlog does not hold up another's.
+            // Fair queues: one organization's backlog does not hold up another's.
             .message_group_id(group.to_string())
             .build()
             .map_err(|error| QueueError(error.to_string()))?;
@@ -133,7 +133,7 @@ impl Queues {
                 Some(WorkQueue::Evaluations) => &mut evaluations,
                 None => continue,
             };
-            batch.add(&Message { item: item.clone() }, item.run, item.not_before, now)?;
+            batch.add(&Message { item: item.clone() }, item.org, item.not_before, now)?;
         }
         self.send_batch(&self.run_items, run_items).await?;
         self.send_batch(&self.evaluations, evaluations).await
@@ -148,7 +148,7 @@ impl Queues {
         for hook in hooks.iter().filter(|hook| hook.owed == Owed::Deliver) {
             batch.add(
                 &HookMessage { hook: hook.clone() },
-                hook.run,
+                hook.org,
                 hook.not_before,
                 now,
             )?;

@@ -292,7 +292,7 @@ fn a_call_ends_as_the_same_item_however_its_provider_says_so() {
         let (item, record) = runtime.block_on(async {
             let slots = Slots { calls: vec![0, 1], run: None };
             let item = now_stored(&ctx, &all[at]).await;
-            ctx.store.admit(&item, &slots, NOW).await.unwrap();
+            ctx.store.admit(&item, &slots, 0, NOW).await.unwrap();
             let item = now_stored(&ctx, &item).await;
             let item = ctx.store.transition(item, |item| item.claim_call("a", 60_000, LONGEST_MS, NOW)).await.unwrap();
             for happening in &happenings {

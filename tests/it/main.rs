@@ -17,6 +17,7 @@ mod fixtures;
 mod hooks;
 mod hostile;
 mod large;
+mod limits;
 mod lists;
 mod models;
 mod openapi;

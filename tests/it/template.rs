@@ -61,6 +61,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
         &[
             "dynamodb:BatchGetItem",
             "dynamodb:BatchWriteItem",
+            "dynamodb:ConditionCheckItem",
             "dynamodb:DeleteItem",
             "dynamodb:DescribeStream",
             "dynamodb:GetItem",
@@ -69,6 +70,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:ListStreams",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "dynamodb:UpdateItem",
             "sqs:SendMessage",
         ],
     ),
@@ -80,6 +82,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "dynamodb:UpdateItem",
             "secretsmanager:GetSecretValue",
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
@@ -94,6 +97,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "dynamodb:UpdateItem",
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
             "sqs:ReceiveMessage",
@@ -116,6 +120,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
         "sweep",
         &[
             "dynamodb:BatchGetItem",
+            "dynamodb:ConditionCheckItem",
             "dynamodb:DeleteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
@@ -154,6 +159,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
             "MAX_CONVERSATION_SECONDS",
             "MAX_CALL_SECONDS",
             "SLICE_SECONDS",
+            "MODEL_PRICES",
             "RECORD_CONCURRENCY",
         ],
     ),
@@ -165,6 +171,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
             "RINGBACK_MODEL",
             "MODEL_TIMEOUT_SECONDS",
             "ALLOW_PRIVATE_TARGETS",
+            "MODEL_PRICES",
             "RECORD_CONCURRENCY",
         ],
     ),
@@ -890,6 +897,7 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
             "LINK",
             &json!({ "run": "0190-a", "index": 7 }),
         ),
+        row("ORG#0190-c", "ORG", &json!({ "name": "main", "version": 1 })),
         row("ITEM#0190-b", "HOOK#started", &hook("started", "deliver")),
         row("ITEM#0190-b", "HOOK#ended", &hook("ended", "nothing")),
     ];
@@ -920,7 +928,7 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
         ("RUN#0190-a#0", "TALLY"),
         ("ORG#0190-c#slots", "SLOT#000001"),
         ("ORG#0190-c#waiting", "0190-a"),
-        ("ORG#0190-c", "ORG"),
+        ("ORG#0190-c#spent", "2026-11#07"),
         ("ORG#0190-c#idempotency", "e3b0c442"),
         ("ORG#0190-c#idempotency", "e3b0c442~0190~000"),
         ("ORG#0190-c#call#0190-d", "LINK"),
@@ -931,6 +939,7 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
         ("QUARANTINE#2026-11-22", "ITEM#00000007"),
         ("QUARANTINE#2026-11-22", "EVENT#e3b0c442"),
         ("QUARANTINE#2026-11-22", "LINK"),
+        ("QUARANTINE#2026-11-22", "ORG"),
     ]
     .into_iter()
     .map(|(pk, sk)| row(pk, sk, &document))

@@ -298,9 +298,9 @@ fn measure(sort: SortBy, run: &RunHead) -> Option<i64> {
     }
 }
 
-/// What a run cost, in millionths of a US dollar. Its head does not say yet.
-fn cost(_run: &RunHead) -> Option<i64> {
-    None
+/// What a run cost, in millionths of a US dollar, as far as it is known. Its head says so once it has ended.
+fn cost(run: &RunHead) -> Option<i64> {
+    run.counts.as_ref().map(|counts| counts.costs.cost)
 }
 
 /// The page of a list of runs that a request asks for, with all of its filters. Of those that are not on it no more than a key

@@ -11,7 +11,10 @@ use http::{
     HeaderName, HeaderValue,
     header::{ALLOW, WWW_AUTHENTICATE},
 };
-use ringback_shared::{models::Invalid, store::StoreError};
+use ringback_shared::{
+    models::{Invalid, run::PaymentReason},
+    store::StoreError,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -241,6 +244,8 @@ pub(crate) struct ApiError {
     status: i64,
     message: Value,
     header: Option<(HeaderName, HeaderValue)>,
+    /// Why payment is required, which takes the place of the status in words.
+    reason: Option<PaymentReason>,
 }
 
 impl ApiError {
@@ -249,6 +254,7 @@ impl ApiError {
             status,
             message: Value::String(message.into()),
             header: None,
+            reason: None,
         }
     }
 
@@ -299,6 +305,14 @@ impl ApiError {
         Self { message, ..self }
     }
 
+    /// Nothing may be started before somebody pays, or allows more to be spent.
+    pub(crate) fn payment_required(reason: PaymentReason, message: impl Into<String>) -> Self {
+        Self {
+            reason: Some(reason),
+            ..Self::new(402, message)
+        }
+    }
+
     pub(crate) fn not_found(what: &str, id: &str) -> Self {
         Self::new(404, format!("{what} {id} not found"))
     }
@@ -310,6 +324,10 @@ impl ApiError {
     }
 
     pub(crate) fn response(self) -> Response {
+        if let Some(reason) = self.reason {
+            let body = json!({ "statusCode": self.status, "message": self.message, "reason": reason });
+            return Response::new(self.status, &body);
+        }
         let error = match self.status {
             400 => "Bad Request",
             401 => "Unauthorized",
@@ -335,6 +353,7 @@ impl From<Invalid> for ApiError {
             status: 400,
             message: json!(invalid.0),
             header: None,
+            reason: None,
         }
     }
 }

@@ -5,6 +5,7 @@ use ringback_shared::{
     call_record::CallRecord,
     clock::iso,
     context::Context,
+    costs::{self, ModelCosts},
     evaluation::Verdict,
     hooks, ids,
     lifecycle::{Item, State},
@@ -103,7 +104,8 @@ fn measure(sort: SortBy, item: &Item) -> Option<i64> {
 
 /// What an item cost, in millionths of a US dollar, as far as it is known.
 fn cost(item: &Item) -> Option<i64> {
-    item.facts.cost.as_ref().map(|cost| cost.value)
+    let costs = item.costs();
+    (costs.cost > 0).then_some(costs.cost)
 }
 
 /// Lists a run's items. All of them were created when the run was; in the list by creation they are in the order in which they
@@ -245,13 +247,6 @@ fn object(value: Value) -> Option<Object> {
     }
 }
 
-/// An amount in millionths of a US dollar as a number of dollars.
-fn dollars(micros: i64) -> Value {
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let dollars = micros as f64 / 1e6;
-    json!(dollars)
-}
-
 /// What is read of an item, beside its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -316,7 +311,7 @@ async fn view(
             extra.insert("providerCallId".to_owned(), json!(id));
         }
         if let Some(cost) = &held.facts.cost {
-            extra.insert("cost".to_owned(), dollars(cost.value));
+            extra.insert("cost".to_owned(), json!(costs::dollars(cost.value)));
         }
         if let Some(ended) = held.ended() {
             extra.insert("endedReason".to_owned(), json!(ended.reason));
@@ -339,6 +334,15 @@ async fn view(
     let mut extra = Map::new();
     if let Some(fault) = item.failure.as_ref().and_then(|failure| failure.fault) {
         extra.insert("failureFault".to_owned(), json!(fault));
+    }
+    let uses = costs::kept(&detail)?;
+    let call_cost = item.facts.cost.as_ref().map(|cost| cost.value);
+    let models = ModelCosts::of(&uses);
+    let cost = models.cost.saturating_add(call_cost.unwrap_or_default());
+    extra.insert("cost".to_owned(), json!(costs::dollars(cost)));
+    extra.insert("costs".to_owned(), json!(costs::lines(&uses, call_cost)));
+    if !models.unknown.is_empty() {
+        extra.insert("costsUnknown".to_owned(), json!(models.unknown));
     }
     let results = match detail.result.as_deref() {
         Some(result) => {

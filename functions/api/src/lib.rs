@@ -13,6 +13,7 @@ mod lists;
 #[cfg(feature = "schema")]
 pub mod openapi;
 mod operations;
+mod orgs;
 mod reruns;
 mod runs;
 mod signing;
@@ -82,7 +83,10 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::Update(kind) => definitions::update(ctx, org, kind, id, request.json()?).await,
         Action::Delete(kind) => definitions::delete(ctx, org, kind, id).await,
         Action::DuplicateSuite => definitions::duplicate_suite(ctx, org, id).await,
-        Action::ReadConcurrency => Response::ok(runs::concurrency(ctx, org).await?),
+        Action::ListOrgs => orgs::list(ctx, org).await,
+        Action::ReadOrg => orgs::read(ctx, org, id).await,
+        Action::UpdateOrg => orgs::update(ctx, org, id, request.json()?).await,
+        Action::ReadConcurrency => Response::ok(orgs::concurrency_now(ctx, org).await?),
         Action::ListRuns => runs::list(ctx, org, request).await,
         Action::CreateRun => runs::create(ctx, org, request).await,
         Action::ReadRun => {

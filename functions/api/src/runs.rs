@@ -6,15 +6,15 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::{Deadline, iso},
     context::Context,
-    ids,
-    lifecycle::{CALL_SLOTS, Tally},
+    costs, ids,
+    lifecycle::Tally,
     models::{
         parse,
         run::{
-            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationConcurrencyResponse,
-            SimulationEntry, SimulationRun, SimulationRunEntry, SimulationRunItemCounts,
-            SimulationRunListItem, SimulationRunListSource, SimulationRunListSummary,
-            SimulationRunSourceType, SimulationRunTarget, TargetSquad, Transport, TransportProvider,
+            CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationEntry, SimulationRun,
+            SimulationRunEntry, SimulationRunItemCounts, SimulationRunListItem, SimulationRunListSource,
+            SimulationRunListSummary, SimulationRunSourceType, SimulationRunTarget, TargetSquad, Transport,
+            TransportProvider,
         },
         trials,
     },
@@ -33,6 +33,7 @@ use crate::{
     http::{ApiError, Request, Response},
     idempotency,
     lists::ListRequest,
+    orgs,
 };
 
 /// The most items that one run may have.
@@ -89,9 +90,14 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     start(ctx, new, now).await
 }
 
-/// Starts a run of which everything is resolved, and answers with it. Every new run passes here: one that is asked for, a
-/// rerun, and one that only judges. `now` is in milliseconds since the Unix epoch.
+/// Starts a run of which everything is resolved, and answers with it, unless the organization has spent its billing limit. Every
+/// new run passes here: one that is asked for, a rerun, and one that only judges. `now` is in milliseconds since the Unix epoch.
 pub(crate) async fn start(ctx: &Context, new: NewRun, now: i64) -> Result<Response, ApiError> {
+    if let Err(refused) = orgs::check_billing_limit(ctx, new.org, now).await {
+        // What the same request has started meanwhile is answered as ever.
+        let before = repeated(ctx, new.org, new.idempotency.as_ref(), now).await?;
+        return before.ok_or(refused);
+    }
     if new.snapshots.iter().any(Snapshot::has_hooks) {
         // Nothing is sent unsigned: the secret is there before the first hook is owed.
         hook_secrets::first(ctx, new.org).await?;
@@ -572,6 +578,22 @@ pub(crate) fn status(head: &RunHead, under_way: bool) -> RunStatus {
     }
 }
 
+/// What Ringback says of a run beside what others do.
+fn extra(head: &RunHead, tally: &Tally) -> Map<String, Value> {
+    let mut extra = Map::new();
+    if let Some(cap) = head.cap {
+        extra.insert("concurrencyLimit".to_owned(), json!(cap));
+    }
+    if let Some(origin) = head.origin {
+        extra.insert("origin".to_owned(), json!(shown_origin(origin)));
+    }
+    extra.insert("cost".to_owned(), json!(costs::dollars(tally.costs.cost)));
+    if !tally.costs.unknown.is_empty() {
+        extra.insert("costsUnknown".to_owned(), json!(tally.costs.unknown));
+    }
+    extra
+}
+
 /// A run as clients see it.
 fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<SimulationRun, ApiError> {
     let stored = |error: serde_json::Error| ApiError::internal(&error);
@@ -604,13 +626,7 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
                 .into_iter()
                 .collect(),
         }),
-        extra: [
-            ("concurrencyLimit", head.cap.map(|cap| json!(cap))),
-            ("origin", head.origin.map(|origin| json!(shown_origin(origin)))),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-        .collect(),
+        extra: extra(head, tally),
     })
 }
 
@@ -742,23 +758,6 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
         page.push(view);
     }
     wanted.answer(page.into_values(), found)
-}
-
-/// How many call slots the organization has, and how many of them are held at this moment.
-pub(crate) async fn concurrency(ctx: &Context, org: Uuid) -> Result<SimulationConcurrencyResponse, ApiError> {
-    let held = ctx.store.held_call_slots(org).await?.len();
-    let free = (ctx.config.call_slots as usize).saturating_sub(held);
-    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    Ok(SimulationConcurrencyResponse {
-        org_id: org.to_string(),
-        concurrency_limit: ctx.config.call_slots.into(),
-        active_simulations: number(held),
-        available_to_start: number(free / CALL_SLOTS),
-        created_at: None,
-        updated_at: None,
-        is_default: true,
-        extra: Map::new(),
-    })
 }
 
 /// Stops a run: what has not ended is canceled.

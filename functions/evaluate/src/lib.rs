@@ -10,10 +10,12 @@ use ringback_shared::{
     call_record::CallRecord,
     clock::Deadline,
     context::{BoxError, Context},
+    costs::{self, Extracted, Judged, ModelCosts, ModelUse},
     evaluation::{self, Evaluation, Extractions, Facts, Group, Plan, Transport, Verdict},
     lifecycle::{Failure, Fault, Item},
     llm::{ChatRequest, ModelError, Purpose},
     models::{evaluation::LatencyExpectation, simulation::CreateScenario},
+    progress,
     queue::Message,
     store::{StoreError, TransitionError},
 };
@@ -79,7 +81,8 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
         }
         Err(TransitionError::Store(error)) => return Outcome::Retry(error.to_string()),
     };
-    let judged = AssertUnwindSafe(judge(ctx, &mut item, &owner, lease_ms))
+    let mut bill = Bill::default();
+    let judged = AssertUnwindSafe(judge(ctx, &mut item, &owner, lease_ms, &mut bill))
         .catch_unwind()
         .await
         .unwrap_or_else(|_| {
@@ -93,6 +96,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
             })
         });
     let now = ctx.clock.now_ms();
+    let costs = bill.costs();
     let written = match judged {
         Ok(verdict) => {
             let failure = (!verdict.results.passed).then(|| {
@@ -102,10 +106,18 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
                 )
             });
             let decided = || failure.clone().map_or(Ok(()), Err);
-            match serde_json::to_string(&verdict) {
+            let judged = Judged {
+                verdict,
+                model_uses: bill.judging,
+            };
+            match serde_json::to_string(&judged) {
                 Ok(result) => {
                     ctx.store
-                        .conclude(item, |item| item.decide(&owner, decided(), now), &result)
+                        .conclude(
+                            item,
+                            |item| Ok(item.decide(&owner, decided(), now)?.charged(&costs)),
+                            &result,
+                        )
                         .await
                 }
                 Err(error) => return Outcome::Quarantine(error.to_string()),
@@ -114,30 +126,63 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
         Err(Stop::Failed { failure, transient }) => {
             tracing::warn!(run = %item.run, index = item.index, transient, reason = failure.reason, "not judged");
             ctx.store
-                .transition(item, |item| match transient {
-                    true => item.retry(&owner, &failure, false, now),
-                    false => item.fail(&owner, &failure, now),
+                .transition(item, |item| {
+                    let next = match transient {
+                        true => item.retry(&owner, &failure, false, now),
+                        false => item.fail(&owner, &failure, now),
+                    };
+                    Ok(next?.charged(&costs))
                 })
                 .await
         }
-        Err(Stop::Lost) => return Outcome::Drop("the item is no longer this worker's"),
+        Err(Stop::Lost) => {
+            progress::charge_late(ctx, item, &costs).await;
+            return Outcome::Drop("the item is no longer this worker's");
+        }
         Err(Stop::Store(error)) => return Outcome::Retry(error.to_string()),
     };
     match written {
         Ok(_) => Outcome::Done,
-        Err(TransitionError::Refused { .. }) => Outcome::Drop("the item is no longer this worker's"),
+        Err(TransitionError::Refused { item, .. }) => {
+            progress::charge_late(ctx, *item, &costs).await;
+            Outcome::Drop("the item is no longer this worker's")
+        }
         Err(TransitionError::Store(error)) => Outcome::Retry(error.to_string()),
     }
 }
 
-/// Brings the conversation and the evaluations together and asks for what only a model can extract.
-async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Result<Verdict, Stop> {
+/// What an item's model calls took.
+#[derive(Debug, Default)]
+struct Bill {
+    /// Those of the conversation.
+    talking: Vec<ModelUse>,
+    /// Those of the judging models.
+    judging: Vec<ModelUse>,
+}
+
+impl Bill {
+    fn costs(&self) -> ModelCosts {
+        ModelCosts::of(self.talking.iter().chain(&self.judging))
+    }
+}
+
+/// Brings the conversation and the evaluations together and asks for what only a model can extract. What that took and what the
+/// conversation took is in `bill`, whatever comes of it.
+async fn judge(
+    ctx: &Context,
+    item: &mut Item,
+    owner: &str,
+    lease_ms: i64,
+    bill: &mut Bill,
+) -> Result<Verdict, Stop> {
     let corrupt = |error: serde_json::Error| StoreError::Corrupt(error.to_string());
     let (briefing, mut detail) = tokio::try_join!(
         ctx.briefing(item.run, item.simulation),
         ctx.store.item_detail(item.id())
     )?;
     let extracts = std::mem::take(&mut detail.extracts);
+    // Of a conversation of another item nothing is paid for once more.
+    bill.talking = costs::replies(&detail)?;
     // The conversation may be another item's, which is judged here once more.
     let (held, detail) = match briefing.origin.and_then(|origin| origin.conversation) {
         Some(at) => ctx.store.conversation(at).await?,
@@ -185,7 +230,9 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
     let plan = Plan::new(&evaluations, &expectations, &facts);
     let mut extractions = Extractions::new();
     for kept in &extracts {
-        extractions.extend(serde_json::from_str::<Extractions>(kept).map_err(corrupt)?);
+        let kept: Extracted = serde_json::from_str(kept).map_err(corrupt)?;
+        extractions.extend(kept.extractions);
+        bill.judging.push(kept.used);
     }
     // One request needs no keeping: the verdict comes right after it.
     let keep = plan.groups().len() > 1;
@@ -200,6 +247,7 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
                 .await?;
         }
         let found = extract(ctx, group).await?;
+        bill.judging.push(found.used.clone());
         if keep {
             let n = u32::try_from(group.outputs.first().copied().unwrap_or_default()).unwrap_or(u32::MAX);
             let json = serde_json::to_string(&found).map_err(corrupt)?;
@@ -208,13 +256,13 @@ async fn judge(ctx: &Context, item: &mut Item, owner: &str, lease_ms: i64) -> Re
                 _ => {}
             }
         }
-        extractions.extend(found);
+        extractions.extend(found.extractions);
     }
     Ok(plan.verdict(&extractions, &record.latencies))
 }
 
 /// Asks a model for the values of a group of outputs.
-async fn extract(ctx: &Context, group: &Group) -> Result<Extractions, Stop> {
+async fn extract(ctx: &Context, group: &Group) -> Result<Extracted, Stop> {
     let failed = |error: ModelError| {
         let fault = if matches!(error, ModelError::NotConfigured { .. }) {
             Fault::Ringback
@@ -242,9 +290,9 @@ async fn extract(ctx: &Context, group: &Group) -> Result<Extractions, Stop> {
         }) => ask(group.without_format()).await,
         answer => answer,
     };
-    let reply = reply.map_err(failed)?;
-    Ok(evaluation::read(
-        group,
-        reply.content.as_deref().unwrap_or_default(),
-    ))
+    let reply = ctx.config.prices.charge(&model, reply.map_err(failed)?);
+    Ok(Extracted {
+        extractions: evaluation::read(group, reply.content.as_deref().unwrap_or_default()),
+        used: ModelUse::of(Purpose::Judge, &reply),
+    })
 }

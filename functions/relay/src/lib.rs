@@ -3,7 +3,7 @@
 //! It is only the fast path. What it misses is owed all the same, and `sweep` finds it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -16,7 +16,8 @@ use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
     lifecycle::{Facts, Hook, Item, Owed, Tally},
-    progress, provider,
+    progress::{self, MARGIN},
+    provider,
     store::{
         ItemKey, PARTITION, RunHead, RunOwed, StoreError, event_from_image, head_from_image, hook_from_image,
         item_from_image,
@@ -24,8 +25,13 @@ use ringback_shared::{
 };
 use uuid::Uuid;
 
-/// The longest that one run is expanded or canceled, or one organization given slots, in one go.
-const TURN: Duration = Duration::from_secs(5);
+/// How long one run is expanded or canceled, or one organization given slots, before it is another organization's turn.
+const STEP: Duration = Duration::from_millis(500);
+/// The same for a run that has had no step when the time is over.
+const LAST_STEP: Duration = Duration::from_millis(50);
+/// How long slots are given out for a batch of records, and how long its runs are moved forward, by all organizations
+/// together.
+const TURN: Duration = Duration::from_secs(3);
 
 /// What a batch of records calls for.
 #[derive(Debug, Default)]
@@ -42,7 +48,7 @@ struct Work {
     events: Vec<(ItemKey, Facts)>,
     /// Calls (endpoint, the provider's name) whose events and whose item may have met.
     calls: BTreeSet<(Uuid, String)>,
-    /// Organizations in which an item waits for slots, or slots became free.
+    /// Organizations in which an item waits for slots, slots became free, or the limit may have been raised.
     admit: BTreeSet<Uuid>,
 }
 
@@ -111,6 +117,9 @@ impl Work {
                 Some(hook_from_image(change.old_image)?)
             };
             self.add_hook(before.as_ref(), hook_from_image(change.new_image)?);
+        } else if sk == "ORG" {
+            self.admit
+                .extend(pk.strip_prefix("ORG#").and_then(|org| org.parse::<Uuid>().ok()));
         } else if pk.starts_with("ORG#") && pk.ends_with("#run") {
             let head = head_from_image(change.new_image)?;
             if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) {
@@ -124,12 +133,16 @@ impl Work {
 
     fn add_item(&mut self, before: Option<&Item>, item: Item) {
         let counts = |item: &Item| Tally::of([item.standing()]);
-        if before.map(counts) != Some(counts(&item)) {
+        // While an item goes on, what it has cost is counted with its next standing.
+        let costs_more = |before: &Item| item.state.is_terminal() && before.costs() != item.costs();
+        if before.map(counts) != Some(counts(&item)) || before.is_some_and(costs_more) {
             self.recount.insert((item.org, item.run, item.index / PARTITION));
         }
         let waits = before.is_none() && item.owed == Owed::Admit;
         let gave_back = |before: &Item| !before.slots.is_empty() && item.slots.is_empty();
-        if waits || before.is_some_and(gave_back) {
+        // With this, slots go on being given out that did not all fit into a turn.
+        let took = |before: &Item| before.slots.calls.is_empty() && !item.slots.calls.is_empty();
+        if waits || before.is_some_and(|before| gave_back(before) || took(before)) {
             self.admit.insert(item.org);
         }
         if item.begins_to_wait(before) {
@@ -156,20 +169,86 @@ impl Work {
         for (endpoint, call) in &self.calls {
             note(&mut failed, progress::fold_strays(ctx, *endpoint, call).await);
         }
-        // What is left after a turn goes on with the records that it makes, or with the next sweep: no organization and no
-        // run holds up the others for long.
-        let turn = || Deadline::after(deadline.left().min(TURN));
-        for org in self.admit {
-            note(&mut failed, admission::admit(ctx, org, turn()).await);
-        }
-        for (org, run, partition) in self.recount {
+        // Organizations take turns. What is left when the time is over goes on with the records that it made, or with the next
+        // sweep: none holds up the others for long, however many items it has.
+        note(&mut failed, admit(ctx, self.admit, deadline).await);
+        for (org, run, partition) in in_turns(self.recount, |(org, ..)| *org) {
             note(&mut failed, progress::recount(ctx, org, run, partition).await);
         }
-        for head in self.runs.into_values() {
-            note(&mut failed, progress::advance(ctx, head, turn()).await);
-        }
+        note(&mut failed, advance(ctx, self.runs.into_values(), deadline).await);
         failed
     }
+}
+
+/// Gives out slots in each of these organizations by turns, at least one turn each.
+async fn admit(ctx: &Context, orgs: BTreeSet<Uuid>, deadline: Deadline) -> Result<(), BoxError> {
+    let mut failed = Ok(());
+    let together = Deadline::after(TURN);
+    let mut turns: VecDeque<(Uuid, bool)> = orgs.into_iter().map(|org| (org, true)).collect();
+    while let Some((org, first)) = turns.pop_front() {
+        if deadline.left() <= MARGIN || (!first && together.left().is_zero()) {
+            continue;
+        }
+        match admission::admit(ctx, org, step(deadline, STEP)).await {
+            Ok(true) => turns.push_back((org, false)),
+            done => note(&mut failed, done),
+        }
+    }
+    failed
+}
+
+/// Moves runs forward, one of each organization in turn, until nothing is owed to them or the time is over. A run that was not
+/// written yet goes on even then, for its next record is what leads back to it.
+async fn advance(
+    ctx: &Context,
+    runs: impl Iterator<Item = RunHead>,
+    deadline: Deadline,
+) -> Result<(), BoxError> {
+    let mut failed = Ok(());
+    let mut by_org: BTreeMap<Uuid, VecDeque<(u64, RunHead)>> = BTreeMap::new();
+    for head in runs {
+        by_org
+            .entry(head.org)
+            .or_default()
+            .push_back((head.version, head));
+    }
+    let together = Deadline::after(TURN);
+    let mut turns: VecDeque<_> = by_org.into_values().collect();
+    while let Some(mut runs) = turns.pop_front() {
+        let Some((version, head)) = runs.pop_front() else {
+            continue;
+        };
+        let (over, written) = (together.left().is_zero(), head.version != version);
+        if deadline.left() > MARGIN && !(over && written) {
+            let longest = if over { LAST_STEP } else { STEP };
+            match progress::advance(ctx, head, step(deadline, longest)).await {
+                Ok(head) if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) => {
+                    runs.push_back((version, head));
+                }
+                done => note(&mut failed, done),
+            }
+        }
+        turns.push_back(runs);
+    }
+    failed
+}
+
+/// The deadline of a step that takes at most `longest`.
+fn step(deadline: Deadline, longest: Duration) -> Deadline {
+    Deadline::after(deadline.left().min(MARGIN + longest))
+}
+
+/// The first of each organization, then the second of each, and so on.
+fn in_turns<T>(all: impl IntoIterator<Item = T>, org: impl Fn(&T) -> Uuid) -> Vec<T> {
+    let mut seen: BTreeMap<Uuid, usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, T)> = Vec::new();
+    for one in all {
+        let turn = seen.entry(org(&one)).or_default();
+        turns.push((*turn, one));
+        *turn += 1;
+    }
+    turns.sort_by_key(|(turn, _)| *turn);
+    turns.into_iter().map(|(_, one)| one).collect()
 }
 
 /// Keeps the first failure.
@@ -185,12 +264,43 @@ fn note<T>(failed: &mut Result<(), BoxError>, done: Result<T, impl Into<BoxError
 
 #[cfg(test)]
 mod tests {
+    use ringback_shared::costs::ModelCosts;
+
     use super::*;
 
     fn sent(before: Option<&Item>, after: &Item) -> (bool, bool) {
         let mut work = Work::default();
         work.add_item(before, after.clone());
         (!work.send.is_empty(), !work.recount.is_empty())
+    }
+
+    #[test]
+    fn organizations_take_turns() {
+        let all = [(1, 'a'), (1, 'b'), (1, 'c'), (2, 'd'), (3, 'e'), (3, 'f')];
+        let turns = in_turns(all, |(org, _)| Uuid::from_u128(*org));
+        let order: String = turns.into_iter().map(|(_, name)| name).collect();
+        assert_eq!(order, "adebfc");
+    }
+
+    #[test]
+    fn a_cost_that_is_told_late_is_counted() {
+        let now = 1_700_000_000_000;
+        let running = Item::admitted(Uuid::nil(), Uuid::nil(), 3, 1, now)
+            .claim("a", 1000, now)
+            .unwrap();
+        let costs = ModelCosts {
+            cost: 5,
+            ..ModelCosts::default()
+        };
+        assert_eq!(
+            sent(Some(&running), &running.charge(&costs).unwrap()),
+            (false, false),
+            "with its next standing"
+        );
+        let canceled = running.cancel(now).unwrap();
+        let charged = canceled.charge(&costs).unwrap();
+        assert_eq!(sent(Some(&canceled), &charged), (false, true));
+        assert_eq!(sent(Some(&charged), &charged), (false, false));
     }
 
     #[test]

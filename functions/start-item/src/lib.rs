@@ -16,8 +16,10 @@ use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
     conversation::{Conversation, Next, Reply, Speaker},
+    costs::{ModelCosts, ModelUse},
     lifecycle::{Failure, Fault, Item},
     llm::{ChatReply, ChatRequest, ModelError},
+    progress,
     queue::Message,
     store::{ItemKey, StoreError, TransitionError},
 };
@@ -115,6 +117,7 @@ async fn work(ctx: &Context, message: Message, deadline: Deadline) -> Outcome {
         looked: Instant::now(),
         slice: Deadline::after(ctx.config.slice),
         progressed: false,
+        uses: Vec::new(),
     };
     // A panic costs the item an attempt and nobody else anything.
     let talked = AssertUnwindSafe(Box::pin(
@@ -153,6 +156,8 @@ struct Worker<'a> {
     looked: Instant,
     slice: Deadline,
     progressed: bool,
+    /// What the replies so far took.
+    uses: Vec<ModelUse>,
 }
 
 impl Worker<'_> {
@@ -163,6 +168,7 @@ impl Worker<'_> {
         } else {
             Vec::new()
         };
+        self.uses = replies.iter().filter_map(ModelUse::of_reply).collect();
         let mut talk = Conversation::new(briefing.plan(self.ctx.config.limits), replies);
         loop {
             let now = self.ctx.clock.now_ms();
@@ -203,10 +209,11 @@ impl Worker<'_> {
         let json = serde_json::to_string(reply).map_err(|error| StoreError::Corrupt(error.to_string()))?;
         self.ctx.store.append_turn(self.item.id(), reply.n, &json).await?;
         self.progressed = true;
+        self.uses.extend(ModelUse::of_reply(reply));
         Ok(())
     }
 
-    /// Asks a side's model for its next reply. Meanwhile the worker keeps its claim and looks whether the item was
+    /// Asks a side's model for its next reply, which says what it cost. Meanwhile the worker keeps its claim and looks whether the item was
     /// canceled: then it waits no longer.
     async fn ask(
         &mut self,
@@ -241,7 +248,10 @@ impl Worker<'_> {
         tokio::pin!(call);
         loop {
             tokio::select! {
-                answer = &mut call => return answer.map_err(failed),
+                answer = &mut call => {
+                    let prices = &self.ctx.config.prices;
+                    return answer.map(|reply| prices.charge(&request.model, reply)).map_err(failed);
+                }
                 () = tokio::time::sleep(LOOK_EVERY) => self.stay().await?,
             }
         }
@@ -280,32 +290,47 @@ impl Worker<'_> {
         let (owner, now, progressed) = (&self.owner, self.ctx.clock.now_ms(), self.progressed);
         let store = &self.ctx.store;
         let (run, index) = (self.item.run, self.item.index);
+        // Whatever the step is, what was spent so far is written with it.
+        let costs = ModelCosts::of(&self.uses);
         let written = match talked {
             Ok(Slice::Over(reason)) => {
                 store
-                    .transition(self.item, |item| item.end_conversation(owner, &reason, now))
+                    .transition(self.item, |item| {
+                        Ok(item.end_conversation(owner, &reason, now)?.charged(&costs))
+                    })
                     .await
             }
             Ok(Slice::Unfinished) => {
                 store
-                    .transition(self.item, |item| item.yield_slice(owner, now))
+                    .transition(self.item, |item| {
+                        Ok(item.yield_slice(owner, now)?.charged(&costs))
+                    })
                     .await
             }
             Err(Stop::Failed { failure, transient }) => {
                 tracing::warn!(%run, index, transient, reason = failure.reason, "the conversation broke off");
                 store
-                    .transition(self.item, |item| match transient {
-                        true => item.retry(owner, &failure, progressed, now),
-                        false => item.fail(owner, &failure, now),
+                    .transition(self.item, |item| {
+                        let next = match transient {
+                            true => item.retry(owner, &failure, progressed, now),
+                            false => item.fail(owner, &failure, now),
+                        };
+                        Ok(next?.charged(&costs))
                     })
                     .await
             }
-            Err(Stop::Lost) => return Outcome::Drop("the item is no longer this worker's"),
+            Err(Stop::Lost) => {
+                progress::charge_late(self.ctx, self.item, &costs).await;
+                return Outcome::Drop("the item is no longer this worker's");
+            }
             Err(Stop::Store(error)) => return Outcome::Retry(error.to_string()),
         };
         match written {
             Ok(_) => Outcome::Done,
-            Err(TransitionError::Refused { .. }) => Outcome::Drop("the item is no longer this worker's"),
+            Err(TransitionError::Refused { item, .. }) => {
+                progress::charge_late(self.ctx, *item, &costs).await;
+                Outcome::Drop("the item is no longer this worker's")
+            }
             Err(TransitionError::Store(error)) => Outcome::Retry(error.to_string()),
         }
     }

@@ -5,7 +5,7 @@
 //! for nothing. So as many are put on their queue again as wait for longer than they should and have no message there, the
 //! oldest first.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use ringback_shared::{
@@ -28,6 +28,10 @@ const CONCURRENCY: usize = 8;
 /// After being due for so long an item is put on its queue again even if the queue holds messages for all that wait, in
 /// milliseconds: they may be others', if there is always more to do than is done.
 const PAST_BELIEF_MS: i64 = 24 * 3_600_000;
+
+/// The longest that one run is expanded or canceled, or one organization given slots, in one go: what is left goes on with the
+/// records that it makes.
+const TURN: Duration = Duration::from_secs(5);
 
 /// What is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +97,7 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
         }
     }
     for org in waiting {
-        if let Err(error) = admission::sweep(ctx, org, deadline).await {
+        if let Err(error) = admission::sweep(ctx, org, turn(deadline)).await {
             tracing::warn!(%org, %error, "not swept");
             failed += 1;
         }
@@ -143,6 +147,10 @@ async fn miss(ctx: &Context, due: &DueKey) -> Result<Option<Work>, BoxError> {
     Ok(item.map(|item| Work::Item(Box::new(item))))
 }
 
+fn turn(deadline: Deadline) -> Deadline {
+    Deadline::after(deadline.left().min(TURN))
+}
+
 /// Looks after one row; gives what is to be put on its queue.
 async fn look_after(
     ctx: &Context,
@@ -170,7 +178,7 @@ async fn look_after(
             head.due_at.is_some_and(|at| at <= now) || (scope == Scope::Everything && head.due_at.is_some())
         })
         .await?;
-    let head = progress::advance(ctx, head, deadline).await?;
+    let head = progress::advance(ctx, head, turn(deadline)).await?;
     progress::recount_all(ctx, &head, deadline).await?;
     Ok(None)
 }

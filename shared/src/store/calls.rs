@@ -7,7 +7,9 @@ use super::{
     Condition, DueKey, ItemKey, Range, Row, Store, StoreError, Write, WriteError, assemble, document,
     hooks::hook_row,
     items::{detail_pk, due_shard, item_row},
-    key, number, read, string, text, write,
+    key, number, orgs, read,
+    spending::spending,
+    string, text, write,
 };
 use crate::{
     lifecycle::{Facts, Hook, Item, Refused, Slots, Source},
@@ -173,7 +175,7 @@ impl DueKey {
 }
 
 /// What else is written in the same transaction as an item's change: the slots that it gives back, so that nobody gives
-/// them back twice; whose call it is, once its name is known; and what is to be told of it.
+/// them back twice; whose call it is, once its name is known; what is to be told of it; and what its organization spent.
 pub(super) fn consequences(before: &Item, after: &Item) -> Result<Vec<Write>, StoreError> {
     let kept = slot_keys(after);
     let mut writes: Vec<Write> = slot_keys(before)
@@ -193,6 +195,7 @@ pub(super) fn consequences(before: &Item, after: &Item) -> Result<Vec<Write>, St
     for hook in Hook::of(before, after, after.updated_at) {
         writes.push(Write::plain(hook_row(&hook)?));
     }
+    writes.extend(spending(before, after));
     Ok(writes)
 }
 
@@ -203,7 +206,7 @@ pub enum Admitted {
     Yes,
     /// It waits no longer.
     Past,
-    /// Somebody else took one of the slots, or wrote the item: look again.
+    /// Somebody else took one of the slots, wrote the item, or changed the organization's settings: look again.
     Lost,
 }
 
@@ -390,11 +393,18 @@ impl Store {
         self.delete(&waiting_pk(org), &run.to_string()).await
     }
 
-    /// Gives an item its slots: all of them and the item's change, or nothing.
+    /// Gives an item its slots: all of them and the item's change, or nothing. Call slots are given out only while the settings
+    /// of the item's organization have the version `settings`, which was read before those slots were chosen.
     ///
     /// # Errors
     /// When the table cannot be written.
-    pub async fn admit(&self, item: &Item, slots: &Slots, now: i64) -> Result<Admitted, StoreError> {
+    pub async fn admit(
+        &self,
+        item: &Item,
+        slots: &Slots,
+        settings: u64,
+        now: i64,
+    ) -> Result<Admitted, StoreError> {
         let admitted = match item.admit(slots, now) {
             Ok(admitted) => admitted,
             Err(Refused::Past | Refused::Held | Refused::TooEarly) => return Ok(Admitted::Past),
@@ -404,6 +414,9 @@ impl Store {
             let mut row = key(&pk, &sk);
             row.insert("item".to_owned(), text(item.id().to_string()));
             writes.push(Write::put(row, Condition::Absent));
+        }
+        if !slots.calls.is_empty() {
+            writes.push(orgs::unchanged(item.org, settings));
         }
         match self.transact(writes).await {
             Ok(()) => Ok(Admitted::Yes),

@@ -9,7 +9,8 @@ use super::{
     document, integer, number, read, schema, string, text, write,
 };
 use crate::{
-    lifecycle::{Facts, Failure, Hook, Item, Refused, State, Tally},
+    costs::ModelCosts,
+    lifecycle::{self, Facts, Failure, Hook, Item, Refused, State, Tally},
     queue::WorkQueue,
     trials::Outcome,
 };
@@ -101,6 +102,8 @@ const COUNTED: &[&str] = &[
     "state",
     "simulation",
     "version",
+    "modelCosts",
+    "facts",
     "total",
     "queued",
     "running",
@@ -108,11 +111,13 @@ const COUNTED: &[&str] = &[
     "failed",
     "canceled",
     "failedSimulations",
+    "costs",
     "versions",
 ];
 
 /// What counts of an item.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Counted {
     /// Where it stands.
     pub state: State,
@@ -120,6 +125,20 @@ pub struct Counted {
     pub simulation: u32,
     /// Grows by one with every write.
     pub version: u64,
+    /// What its model calls cost.
+    #[serde(default)]
+    pub model_costs: ModelCosts,
+    /// What was observed: its call's cost is among it.
+    #[serde(default)]
+    pub facts: Facts,
+}
+
+impl Counted {
+    /// What it cost as far as that is known.
+    #[must_use]
+    pub fn costs(&self) -> ModelCosts {
+        lifecycle::total(&self.model_costs, &self.facts)
+    }
 }
 
 /// What the rows of [`Standing`]s are read for.

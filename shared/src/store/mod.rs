@@ -3,7 +3,8 @@
 //! | partition | sort | row |
 //! | --- | --- | --- |
 //! | `KEY#{sha256}` | `KEY` | an API key: its org |
-//! | `ORG#{org}` | `ORG` | an org |
+//! | `ORG#{org}` | `ORG` | an org and its settings |
+//! | `ORG#{org}#spent` | `{month}#{n}` | a part of what an org spent in a calendar month |
 //! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
 //! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` a run's head |
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made, or what it was answered |
@@ -40,6 +41,7 @@ mod orgs;
 mod quarantine;
 mod runs;
 pub mod schema;
+mod spending;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -51,8 +53,8 @@ use aws_sdk_dynamodb::{
         transact_write_items::TransactWriteItemsError,
     },
     types::{
-        AttributeValue, Delete, KeysAndAttributes, Put, PutRequest, ReturnConsumedCapacity,
-        ReturnValuesOnConditionCheckFailure, TransactWriteItem, WriteRequest,
+        AttributeValue, ConditionCheck, Delete, KeysAndAttributes, Put, PutRequest, ReturnConsumedCapacity,
+        ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update, WriteRequest,
     },
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -63,10 +65,11 @@ pub use self::{
     hooks::{HookKey, hook_from_image},
     idempotency::{Claim, Claimed},
     items::{
-        DueKey, ItemDetail, ItemKey, PARTITION, Standing, StoredTally, TransitionError, item_from_image,
+        Counted, DueKey, ItemDetail, ItemKey, PARTITION, Standing, StoredTally, TransitionError,
+        item_from_image,
     },
     meter::{Meter, Usage},
-    orgs::{Principal, Revision},
+    orgs::{Org, OwnLimit, Principal, Revision},
     runs::{
         Basis, Created, ItemOrigin, Manifest, Names, NewItem, NewOrigin, NewRun, RunHead, RunOrigin, RunOwed,
         RunState, SimulationRef, Snapshot, head_from_image,
@@ -215,6 +218,8 @@ enum Condition {
     Absent,
     /// The row has this version.
     Version(u64),
+    /// Nothing is there, or a row that was made before it had versions.
+    Unversioned,
     /// Nothing is there, or what is there has expired (seconds since the Unix epoch): deletion by expiry is lazy.
     AbsentOrExpired(i64),
     /// Nothing is there, or a count of fewer writes.
@@ -228,6 +233,7 @@ impl Condition {
         match self {
             Self::Absent => "attribute_not_exists(pk)",
             Self::Version(_) => "version = :version",
+            Self::Unversioned => "attribute_not_exists(version)",
             Self::AbsentOrExpired(_) => "attribute_not_exists(pk) OR expiresAt < :now",
             Self::AbsentOrOlder(_) => "attribute_not_exists(pk) OR versions < :versions",
             Self::ClaimedBy(_) => "claimedBy = :claim",
@@ -236,7 +242,7 @@ impl Condition {
 
     fn values(&self) -> Option<Row> {
         match self {
-            Self::Absent => None,
+            Self::Absent | Self::Unversioned => None,
             Self::Version(version) => Some(Row::from([(":version".to_owned(), number(version))])),
             Self::AbsentOrExpired(now) => Some(Row::from([(":now".to_owned(), number(now))])),
             Self::AbsentOrOlder(versions) => Some(Row::from([(":versions".to_owned(), number(versions))])),
@@ -248,8 +254,24 @@ impl Condition {
 /// One row of a transaction.
 #[derive(Debug, Clone)]
 enum Write {
-    Put { row: Row, condition: Option<Condition> },
-    Delete { key: Row },
+    Put {
+        row: Row,
+        condition: Option<Condition>,
+    },
+    Delete {
+        key: Row,
+    },
+    /// Adds to a number, which counts as 0 where there is none.
+    Add {
+        key: Row,
+        name: &'static str,
+        amount: i64,
+    },
+    /// Writes nothing: the others are written only if the condition holds.
+    Check {
+        key: Row,
+        condition: Condition,
+    },
 }
 
 impl Write {
@@ -268,6 +290,17 @@ impl Write {
     /// Takes a row away that only this writer's own change gives it the right to.
     fn delete(pk: &str, sk: &str) -> Self {
         Self::Delete { key: key(pk, sk) }
+    }
+
+    /// Adds `amount` to the number `name` of a row that many add to.
+    fn add(pk: &str, sk: &str, name: &'static str, amount: i64) -> Self {
+        let key = key(pk, sk);
+        Self::Add { key, name, amount }
+    }
+
+    fn check(pk: &str, sk: &str, condition: Condition) -> Self {
+        let key = key(pk, sk);
+        Self::Check { key, condition }
     }
 }
 
@@ -395,7 +428,7 @@ impl Store {
             .table_name(&*self.table)
             .set_item(Some(row))
             .set_return_consumed_capacity(self.capacity());
-        let versioned = matches!(condition, Some(Condition::Version(_)));
+        let versioned = matches!(condition, Some(Condition::Version(_) | Condition::Unversioned));
         if let Some(condition) = condition {
             request = request
                 .condition_expression(condition.expression())
@@ -460,6 +493,21 @@ impl Store {
                 .set_key(Some(key))
                 .build()
                 .map(|delete| TransactWriteItem::builder().delete(delete).build()),
+            Write::Add { key, name, amount } => Update::builder()
+                .table_name(&*self.table)
+                .set_key(Some(key))
+                .update_expression("ADD #name :amount")
+                .expression_attribute_names("#name", name)
+                .expression_attribute_values(":amount", number(amount))
+                .build()
+                .map(|update| TransactWriteItem::builder().update(update).build()),
+            Write::Check { key, condition } => ConditionCheck::builder()
+                .table_name(&*self.table)
+                .set_key(Some(key))
+                .condition_expression(condition.expression())
+                .set_expression_attribute_values(condition.values())
+                .build()
+                .map(|check| TransactWriteItem::builder().condition_check(check).build()),
             Write::Put { row, condition } => {
                 let mut put = Put::builder().table_name(&*self.table).set_item(Some(row));
                 if let Some(condition) = condition {

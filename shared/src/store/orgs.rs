@@ -1,8 +1,12 @@
 //! Organizations and their API keys.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Condition, Store, StoreError, WriteError, integer, key, number, string, text};
+use super::{
+    Condition, Store, StoreError, Write, WriteError, integer, items::DECISION_TRIES, key, number, read,
+    string, text, write,
+};
 
 /// Who a request speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +15,83 @@ pub struct Principal {
     pub org: Uuid,
     /// The name of the API key.
     pub key_name: String,
+}
+
+/// A limit of an organization that stands for the system's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnLimit {
+    /// The limit.
+    pub limit: u32,
+    /// Since when there is one, in milliseconds since the Unix epoch.
+    pub created_at: i64,
+    /// When it was last changed, in milliseconds since the Unix epoch.
+    pub updated_at: i64,
+}
+
+/// An organization's settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Org {
+    /// What it is called.
+    pub name: String,
+    /// How many call slots it has, if not as many as the system gives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<OwnLimit>,
+    /// How much it may spend in a calendar month (UTC), in millionths of a US dollar, if there is a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub billing_limit: Option<i64>,
+    /// When they were last changed, in milliseconds since the Unix epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<i64>,
+    /// Grows by one with every change; 0 when there was none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub version: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(version: &u64) -> bool {
+    *version == 0
+}
+
+impl Org {
+    /// How many call slots it has where the system gives `default`.
+    #[must_use]
+    pub fn call_slots(&self, default: u32) -> u32 {
+        self.concurrency.map_or(default, |own| own.limit)
+    }
+
+    /// Sets its own number of call slots at `now` (milliseconds since the Unix epoch), or takes it away.
+    pub fn limit_concurrency(&mut self, limit: Option<u32>, now: i64) {
+        let before = self.concurrency;
+        self.concurrency = limit.map(|limit| OwnLimit {
+            limit,
+            created_at: before.map_or(now, |own| own.created_at),
+            updated_at: match before {
+                Some(own) if own.limit == limit => own.updated_at,
+                _ => now,
+            },
+        });
+    }
+}
+
+fn org_pk(org: Uuid) -> String {
+    format!("ORG#{org}")
+}
+
+const ORG: &str = "ORG";
+
+/// The condition that the settings have this version.
+fn at(version: u64) -> Condition {
+    match version {
+        0 => Condition::Unversioned,
+        version => Condition::Version(version),
+    }
+}
+
+/// Lets a transaction pass only while an organization's settings have this version.
+pub(super) fn unchanged(org: Uuid, version: u64) -> Write {
+    Write::check(&org_pk(org), ORG, at(version))
 }
 
 /// How often the secrets of one name were changed, and when the last change was begun.
@@ -28,12 +109,53 @@ impl Store {
     /// # Errors
     /// When the table cannot be written.
     pub async fn ensure_org(&self, org: Uuid, name: &str) -> Result<(), StoreError> {
-        let mut row = key(&format!("ORG#{org}"), "ORG");
+        let mut row = key(&org_pk(org), ORG);
         row.insert("name".to_owned(), text(name));
         match self.put(row, Some(Condition::Absent)).await {
             Ok(()) | Err(WriteError::Condition(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Reads an organization's settings; one that nobody has made yet has none.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn org(&self, org: Uuid) -> Result<Org, StoreError> {
+        let row = self.get(&org_pk(org), ORG).await?;
+        Ok(row.map(read).transpose()?.unwrap_or_default())
+    }
+
+    /// Changes an organization's settings at `now` (milliseconds since the Unix epoch). When somebody wrote in between, `change`
+    /// is asked again with what they wrote. What changes nothing is not written. Whoever gives out slots hears of it.
+    ///
+    /// # Errors
+    /// When the table cannot be read or written.
+    pub async fn change_org(
+        &self,
+        org: Uuid,
+        now: i64,
+        change: impl Fn(&mut Org),
+    ) -> Result<Org, StoreError> {
+        for _ in 0..DECISION_TRIES {
+            let before = self.org(org).await?;
+            let mut next = before.clone();
+            change(&mut next);
+            if next == before {
+                return Ok(before);
+            }
+            next.version = before.version + 1;
+            next.updated_at = Some(now);
+            let row = write(&org_pk(org), ORG, &next)?;
+            match self.put(row, Some(at(before.version))).await {
+                Ok(()) => return Ok(next),
+                Err(WriteError::Condition(_)) => {}
+                Err(WriteError::Other(error)) => return Err(error),
+            }
+        }
+        Err(StoreError::Throttled(
+            "an organization is changed by too many at once".to_owned(),
+        ))
     }
 
     /// Keeps an API key of `org`. Only the key's SHA-256 (lower-case hexadecimal) is stored.

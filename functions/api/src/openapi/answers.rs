@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
 pub(crate) use crate::endpoints::Wanted as UpdateEndpoint;
+use crate::orgs::{MAX_CONCURRENCY, MAX_NAME};
 
 /// That the API is up.
 #[derive(Debug, JsonSchema)]
@@ -120,4 +121,41 @@ pub struct Extracted {
     /// The values by the output's id.
     #[schemars(flatten)]
     pub values: std::collections::BTreeMap<String, Value>,
+}
+
+/// An organization with its settings.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+pub struct Organization {
+    /// Unique id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its own number of call slots; null where the system's counts.
+    pub concurrency_limit: Option<i64>,
+    /// What it may spend in a calendar month, in US dollars; null for any amount.
+    pub billing_limit: Option<f64>,
+    /// What it has spent in this calendar month (UTC), in US dollars, as far as it is known.
+    pub spent_this_month: f64,
+    /// When it was created, if that is known.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    /// When its settings were last changed, if that is known.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
+}
+
+/// A change of an organization's settings; what it does not name stays.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateOrganization {
+    /// Its name.
+    #[schemars(default, with = "String", length(min = 1, max = MAX_NAME))]
+    pub name: Option<String>,
+    /// Call slots; null for the system's.
+    #[schemars(range(min = 2, max = MAX_CONCURRENCY))]
+    pub concurrency_limit: Option<i64>,
+    /// US dollars a calendar month; null for any amount.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub billing_limit: Option<f64>,
 }
