@@ -185,7 +185,7 @@ async fn every_operation_is_served_as_described() {
         );
         description.assert_answers(path, method, status, &answer);
         // A body that works as it stands; only what it names by id is not there.
-        if description.example(path, method).is_some() && path != SIMULATION {
+        if description.example(path, method).is_some() && path != SIMULATION && !path.contains('{') {
             assert_eq!(status, 201, "{path}: {answer:#}");
         }
         if operation["security"] == json!([]) {
@@ -233,7 +233,10 @@ async fn what_is_answered_about_things_that_are_there_is_as_described() {
 
     // One of each, read, changed, listed in both shapes, and deleted.
     for (path, method, _) in description.operations() {
-        let Some(example) = description.example(&path, &method).filter(|_| path != RUNS) else {
+        let Some(example) = description
+            .example(&path, &method)
+            .filter(|_| path != RUNS && !path.contains('{'))
+        else {
             continue;
         };
         let mut body = here(&stand_in, example);

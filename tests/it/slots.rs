@@ -488,9 +488,10 @@ async fn to_admit_an_item_costs_the_same_however_many_wait() {
     }
     let first: u64 = costs[..100].iter().sum();
     let last: u64 = costs[200..].iter().sum();
-    // What waits, the slots that are held, the next items, and the admission; now and then the run's place.
+    // What waits, the organization's settings, the slots that are held, the next items, and the admission; now and then the run's
+    // place.
     assert!(
-        first <= 450,
+        first <= 550,
         "{first} requests to admit a hundred items: {costs:?}"
     );
     assert!(

@@ -931,7 +931,7 @@ fn the_stream_is_filtered_to_what_relay_acts_on() {
         ("ORG#0190-c#spent", "2026-11#07"),
         ("ORG#0190-c#idempotency", "e3b0c442"),
         ("ORG#0190-c#idempotency", "e3b0c442~0190~000"),
-        ("ORG#0190-c#call#0190-d", "LINK"),
+        ("ORG#0190-c#call#0190-d", "CALL"),
         ("KEY#e3b0c442", "KEY"),
         ("ENDPOINT#0190-f", "ENDPOINT"),
         ("QUARANTINE#2026-11-22", "0190-d"),

@@ -308,6 +308,7 @@ fn without_bulk(item: &mut Value) {
             "call.transcript",
             "call.recordingUrl",
             "call.monitor",
+            "call.structuredOutputs",
         ] {
             take(metadata, part);
             if metadata.get("call").is_some() {
@@ -315,11 +316,19 @@ fn without_bulk(item: &mut Value) {
             }
         }
     });
+    for part in ["costs", "improvementSuggestions"] {
+        without(item, part);
+    }
 }
 
 fn without_results(item: &mut Value) {
-    if take(item, "results") {
-        metadata(item, |metadata| note(metadata, ["results".to_owned()]));
+    without(item, "results");
+}
+
+/// Takes a part out of an item that stands beside its metadata.
+fn without(item: &mut Value, part: &str) {
+    if take(item, part) {
+        metadata(item, |metadata| note(metadata, [part.to_owned()]));
     }
 }
 
@@ -364,7 +373,8 @@ mod tests {
             "call.messages",
             "call.transcript",
             "call.recordingUrl",
-            "call.monitor"
+            "call.monitor",
+            "call.structuredOutputs"
         ]);
         let wanted = json!({"id": 1, "status": "passed", "results": {"evaluations": "r".repeat(10)},
             "metadata": {"call": {"endedReason": "done"}, "omitted": omitted}});
@@ -372,7 +382,7 @@ mod tests {
         without_bulk(&mut brief);
         assert_eq!(brief, wanted, "once and for all");
         without_results(&mut brief);
-        assert_eq!(brief["metadata"]["omitted"][6], "results");
+        assert_eq!(brief["metadata"]["omitted"][7], "results");
         assert!(brief.get("results").is_none());
 
         // One that never started has no call that something could be missing from.

@@ -130,7 +130,7 @@ impl Request {
         let body: Value = serde_json::from_slice(&self.body)
             .map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
         if !body.is_object() {
-            return Err(ApiError::bad_request("the body must be a JSON object"));
+            return Err(Invalid(vec!["the body must be a JSON object".to_owned()]).into());
         }
         if !is_within(&body, MAX_DEPTH) {
             return Err(ApiError::bad_request(format!(
@@ -427,15 +427,6 @@ mod tests {
             request(b"{\"a\":\"\xff\"}".to_vec()).json().unwrap_err().status,
             400
         );
-    }
-
-    #[test]
-    fn an_idempotency_key_that_cannot_be_read_is_refused() {
-        let mut event = ApiGatewayV2httpRequest::default();
-        event
-            .headers
-            .insert("idempotency-key", HeaderValue::from_bytes(b"\xff").unwrap());
-        assert_eq!(Request::decode(event).unwrap_err().status, 400);
     }
 
     #[test]

@@ -226,8 +226,16 @@ async fn whole(ctx: &Context, head: &RunHead, manifest: &Manifest, item: Item) -
 
 /// An item of which the bulky parts are not read, with a placeholder for each of them.
 async fn brief(ctx: &Context, head: &RunHead, manifest: &Manifest, item: Item) -> Result<Value, ApiError> {
-    let hooked = item.hooked;
+    let (hooked, failed) = (item.hooked, item.state == State::Failed);
     let mut view = json!(view(ctx, head, manifest, item, Part::Results).await?);
+    if let Some(item) = view.as_object_mut() {
+        for name in ["costs"]
+            .into_iter()
+            .chain(failed.then_some("improvementSuggestions"))
+        {
+            item.insert(name.to_owned(), Value::Null);
+        }
+    }
     if let Some(metadata) = view.get_mut("metadata").and_then(Value::as_object_mut) {
         let target = head.target_type.as_str();
         let taken = bounded::SNAPSHOTS
@@ -335,12 +343,18 @@ async fn view(
     if let Some(fault) = item.failure.as_ref().and_then(|failure| failure.fault) {
         extra.insert("failureFault".to_owned(), json!(fault));
     }
-    let uses = costs::kept(&detail)?;
     let call_cost = item.facts.cost.as_ref().map(|cost| cost.value);
-    let models = ModelCosts::of(&uses);
+    let models = match part {
+        Part::Whole => {
+            let uses = costs::kept(&detail)?;
+            extra.insert("costs".to_owned(), json!(costs::lines(&uses, call_cost)));
+            ModelCosts::of(&uses)
+        }
+        // The head has their sum.
+        Part::Results => item.model_costs.clone(),
+    };
     let cost = models.cost.saturating_add(call_cost.unwrap_or_default());
     extra.insert("cost".to_owned(), json!(costs::dollars(cost)));
-    extra.insert("costs".to_owned(), json!(costs::lines(&uses, call_cost)));
     if !models.unknown.is_empty() {
         extra.insert("costsUnknown".to_owned(), json!(models.unknown));
     }

@@ -189,7 +189,7 @@ pub(super) fn consequences(before: &Item, after: &Item) -> Result<Vec<Write>, St
         writes.push(Write::plain(link_row(call.endpoint, id, ItemKey::of(after))?));
         if let Some(shown) = after.shown_call_id() {
             let pk = shown_call_pk(after.org, shown);
-            writes.push(Write::plain(write(&pk, "LINK", &ItemKey::of(after))?));
+            writes.push(Write::plain(write(&pk, "CALL", &ItemKey::of(after))?));
         }
     }
     for hook in Hook::of(before, after, after.updated_at) {
@@ -310,7 +310,7 @@ impl Store {
     /// # Errors
     /// When the table cannot be read.
     pub async fn item_of_call(&self, org: Uuid, call: Uuid) -> Result<Option<ItemKey>, StoreError> {
-        self.get(&shown_call_pk(org, call), "LINK")
+        self.get(&shown_call_pk(org, call), "CALL")
             .await?
             .map(read)
             .transpose()

@@ -8,7 +8,7 @@
 //! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
 //! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` a run's head |
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made, or what it was answered |
-//! | `ORG#{org}#call#{call}` | `LINK` | whose call it is, by the id that users see |
+//! | `ORG#{org}#call#{call}` | `CALL` | whose call it is, by the id that users see |
 //! | `RUN#{run}` | `BODY`, `TARGET`, `NAMES`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
 //! | `RUN#{run}#{partition}` | `ITEM#{index}`, `TALLY` | the heads of at most 100 items, and their count |
 //! | `RUN#{run}#slots` | `SLOT#{n}` | a slot of a run that has a cap of its own: its holder |
