@@ -45,6 +45,11 @@ impl Answer {
             "content-type",
             http::HeaderValue::from_static("application/json; charset=utf-8"),
         );
+        if self.status == 405 {
+            response
+                .headers
+                .insert("allow", http::HeaderValue::from_static("POST"));
+        }
         let reason = u16::try_from(self.status)
             .ok()
             .and_then(|status| http::StatusCode::from_u16(status).ok())

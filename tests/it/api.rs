@@ -148,6 +148,42 @@ async fn who_has_no_key_sees_nothing_and_unknown_ids_are_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_type_of_a_structured_output_changes_only_where_that_is_asked_for() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let made = api
+        .post(
+            "/structured-output",
+            &json!({"name": "outcome", "schema": {"type": "string"}}),
+        )
+        .await;
+    let path = format!("/structured-output/{}", text(&made["id"]));
+    let other = json!({"schema": {"type": "boolean"}});
+    for query in ["", "?schemaOverride=false"] {
+        let refused = api
+            .call(Method::PATCH, &format!("{path}{query}"), Some(&other))
+            .await;
+        assert_refused(&refused, 400, "schemaOverride=true");
+        let same =
+            json!({"description": "How it ended", "schema": {"type": "string", "enum": ["won", "lost"]}});
+        let (status, changed) = api
+            .call(Method::PATCH, &format!("{path}{query}"), Some(&same))
+            .await;
+        assert_eq!((status, &changed["schema"]), (200, &same["schema"]));
+    }
+    let (status, changed) = api
+        .call(
+            Method::PATCH,
+            &format!("{path}?schemaOverride=true"),
+            Some(&other),
+        )
+        .await;
+    assert_eq!((status, &changed["schema"]), (200, &other["schema"]));
+    assert_eq!(api.get(&path).await, changed);
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_right_is_refused_with_every_fault_named() {
     let stand_in = StandIn::start().await;
     let (local, api) = local(&stand_in).await;

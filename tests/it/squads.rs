@@ -36,6 +36,36 @@ fn to_billing() -> Value {
     json!([{"type": "assistant", "assistantName": "Billing", "message": "", "description": "whoever asks for a bill"}])
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_squads_is_bare_unless_a_page_is_asked_for_and_picks_by_ids() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let mut made = Vec::new();
+    for name in ["One", "Two", "Three"] {
+        let members = json!([{ "assistant": member(&stand_in, name, &json!({})) }]);
+        let squad = api
+            .post(SQUAD, &json!({ "name": name, "members": members }))
+            .await;
+        made.push(text(&squad["id"]).to_owned());
+    }
+    let listed = async |query: String| {
+        let found = api.get(&format!("{SQUAD}?{query}")).await;
+        let ids = list(&found).iter().map(|squad| text(&squad["id"]).to_owned());
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(listed("limit=2".to_owned()).await, [&*made[2], &made[1]]);
+    let (first, last) = (&made[0], &made[2]);
+    for any in [
+        format!("idAny={first}&idAny={last}"),
+        format!("idAny={first},{last}"),
+    ] {
+        assert_eq!(listed(any).await, [&**last, first]);
+    }
+    let page = api.get(&format!("{SQUAD}?page=2&limit=2")).await;
+    assert_eq!(text(&page["results"][0]["id"]), first);
+    local.shutdown().await;
+}
+
 /// Plays `target` once by chat; gives the run at its end and its item.
 async fn play(api: &Api, scenario: &Value, target: Value) -> (Value, Value) {
     let entries = json!([inline(scenario, &personality("Pat"))]);

@@ -763,8 +763,9 @@ async fn forged_and_foreign_webhooks_change_nothing() {
     let mut huge = forged.clone();
     huge["transcript"] = json!("x".repeat(4_000_001));
     assert_eq!(provider.deliver(&over, bytes(&huge), Tamper::Nothing).await, 413);
-    let got = api.http.get(&over).send().await.unwrap().status();
-    assert_eq!(got, 405, "an event is posted");
+    let got = api.http.get(&over).send().await.unwrap();
+    assert_eq!(got.status(), 405, "an event is posted");
+    assert_eq!(got.headers()["allow"], "POST");
     unchanged("too large").await;
 
     // Who signs nonsense is told so, and it is kept for whoever looks into it.

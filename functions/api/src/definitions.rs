@@ -161,18 +161,22 @@ async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Re
     Response::created(stored)
 }
 
-/// Changes the fields of a definition that `body` names; `null` takes one away.
+/// Changes the fields of a definition that the body names; `null` takes one away.
 pub(crate) async fn update(
     ctx: &Context,
     org: Uuid,
     kind: Kind,
     id: &str,
-    body: Value,
+    request: &Request,
 ) -> Result<Response, ApiError> {
+    let body = request.json()?;
     built_in::refuse(kind, id, "changed")?;
     let read = found(ctx, org, kind, id).await?;
     let mut changes = check_change(kind, without_own(body))?;
     keep_credentials(&read.body, &mut changes);
+    if kind == Kind::StructuredOutput && request.query.get("schemaOverride") != Some("true") {
+        keep_type(&read.body, &changes)?;
+    }
     let mut changed = read.body.as_object().cloned().unwrap_or_default();
     for (name, value) in &changes {
         if value.is_null() {
@@ -191,6 +195,21 @@ pub(crate) async fn update(
         .update_definition(org, kind, &read, changed.clone())
         .await?;
     Response::ok(changed)
+}
+
+/// A structured output's values keep their type, for whoever reads them relies on it.
+fn keep_type(stored: &Value, changes: &Object) -> Result<(), ApiError> {
+    let now = stored.pointer("/schema/type").and_then(Value::as_str);
+    let then = changes
+        .get("schema")
+        .and_then(|schema| schema.get("type"))
+        .and_then(Value::as_str);
+    match (now, then) {
+        (Some(now), Some(then)) if now != then => Err(ApiError::bad_request(format!(
+            "schema.type is {now} and stays so; send schemaOverride=true in the query to make it {then}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A change of a personality replaces its assistant as a whole, but for the credentials: they stay unless the change names

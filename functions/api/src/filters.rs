@@ -49,7 +49,7 @@ impl Wanted {
     fn parse(kind: Kind, query: &Query) -> Result<Self, ApiError> {
         let named = matches!(kind, Kind::Scenario | Kind::Suite | Kind::StructuredOutput);
         let (parameter, ids): (_, Vec<&str>) = match kind {
-            Kind::Scenario | Kind::Simulation => ("idAny", query.all("idAny").collect()),
+            Kind::Scenario | Kind::Simulation | Kind::Squad => ("idAny", query.all("idAny").collect()),
             Kind::StructuredOutput => ("id", query.get("id").into_iter().collect()),
             _ => ("", Vec::new()),
         };

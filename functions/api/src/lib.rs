@@ -80,7 +80,7 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::List(kind) => definitions::list(ctx, org, kind, request).await,
         Action::Create(kind) => definitions::create(ctx, org, kind, request.json()?).await,
         Action::Read(kind) => Response::ok(definitions::found(ctx, org, kind, id).await?.body),
-        Action::Update(kind) => definitions::update(ctx, org, kind, id, request.json()?).await,
+        Action::Update(kind) => definitions::update(ctx, org, kind, id, request).await,
         Action::Delete(kind) => definitions::delete(ctx, org, kind, id).await,
         Action::DuplicateSuite => definitions::duplicate_suite(ctx, org, id).await,
         Action::ListOrgs => orgs::list(ctx, org).await,

@@ -62,7 +62,7 @@ impl Shape {
     fn of(kind: Kind) -> Self {
         match kind {
             Kind::StructuredOutput => Self::Always,
-            Kind::Assistant => Self::Paged,
+            Kind::Assistant | Kind::Squad => Self::Paged,
             _ => Self::Asked,
         }
     }
@@ -435,6 +435,7 @@ mod tests {
         ] {
             assert_eq!(enveloped(Kind::Scenario, query), scenario, "{query}");
             assert_eq!(enveloped(Kind::Assistant, query), assistant, "{query}");
+            assert_eq!(enveloped(Kind::Squad, query), assistant, "{query}");
             assert!(enveloped(Kind::StructuredOutput, query));
         }
     }

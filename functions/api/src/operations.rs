@@ -30,7 +30,10 @@ use crate::openapi::{
         UpdateOrganization,
     },
     examples,
-    parameters::{BASELINE, ID, IDS, ITEMS, NAME, NUMBERED, PAGES, RUNS, STANDALONE, SUGGESTIONS, UPDATED},
+    parameters::{
+        BASELINE, ID, IDS, ITEMS, NAME, NUMBERED, PAGES, RUNS, SCHEMA_OVERRIDE, STANDALONE, SUGGESTIONS,
+        UPDATED,
+    },
     schema_of,
 };
 
@@ -111,7 +114,7 @@ macro_rules! definitions {
     (
         $kind:ident, $path:literal, tag: $tag:literal, one: $One:literal $one:literal, many: $Many:literal $many:literal,
         create: $create:ty, update: $update:ty, stored: $stored:ty, example: $example:expr,
-        filters: $filters:expr, delete: $delete:expr $(,)?
+        filters: $filters:expr, $(change: $change:expr,)? delete: $delete:expr $(,)?
     ) => {
         [
             operation!("GET", $path, Action::List(Kind::$kind),
@@ -129,6 +132,7 @@ macro_rules! definitions {
             operation!("PATCH", concat!($path, "/{id}"), Action::Update(Kind::$kind),
                 id: concat!("update", $One), tag: $tag,
                 summary: concat!("Changes ", $one, ": the fields that are sent"),
+                query: &[$($change)?],
                 body: Some(Body { schema: schema_of::<$update>, example: "" }),
                 answer: One(200, schema_of::<$stored>),
                 refuses: &[Refusal::BadRequest, Refusal::NotFound, Refusal::Conflict, Refusal::TooLarge]),
@@ -170,11 +174,12 @@ pub(crate) static TABLE: &[&[Operation]] = &[
     &definitions!(Squad, "/squad", tag: "Squads",
         one: "Squad" "a squad", many: "Squads" "squads",
         create: CreateSquad, update: UpdateSquad, stored: Squad, example: examples::SQUAD,
-        filters: &[PAGES, UPDATED], delete: &[Refusal::NotFound]),
+        filters: &[PAGES, UPDATED, IDS], delete: &[Refusal::NotFound]),
     &definitions!(StructuredOutput, "/structured-output", tag: "Structured outputs",
         one: "StructuredOutput" "a structured output", many: "StructuredOutputs" "structured outputs",
         create: CreateStructuredOutput, update: UpdateStructuredOutput, stored: StructuredOutput,
-        example: examples::STRUCTURED_OUTPUT, filters: &[PAGES, UPDATED, NAME, ID], delete: &[Refusal::NotFound]),
+        example: examples::STRUCTURED_OUTPUT, filters: &[PAGES, UPDATED, NAME, ID], change: SCHEMA_OVERRIDE,
+        delete: &[Refusal::NotFound]),
     &definitions!(Personality, "/eval/simulation/personality", tag: "Personalities",
         one: "Personality" "a personality", many: "Personalities" "personalities",
         create: CreatePersonality, update: UpdatePersonality, stored: Personality, example: examples::PERSONALITY,

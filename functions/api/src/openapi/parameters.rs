@@ -150,6 +150,13 @@ pub(crate) const ITEMS: &[Parameter] = &[
 /// Of structured outputs.
 pub(crate) const ID: &[Parameter] = &[Parameter::new("id", Shape::Id, "Only this one.")];
 
+/// Of a change of a structured output.
+pub(crate) const SCHEMA_OVERRIDE: &[Parameter] = &[Parameter::new(
+    "schemaOverride",
+    Shape::Text,
+    "true to let the schema's type change; anything else keeps it.",
+)];
+
 /// Of what has numbered pages only.
 pub(crate) const NUMBERED: &[Parameter] = &[
     Parameter::new("page", Shape::Whole(1, MAX_PAGE), "Which page, from 1."),
