@@ -310,7 +310,7 @@ pub(crate) static TABLE: &[&[Operation]] = &[
             answer: One(200, schema_of::<HookSecrets>)),
         operation!("POST", "/hook/secret", Action::AddHookSecret,
             id: "addHookSecret", tag: "Hooks", summary: "Adds a secret",
-            answer: One(201, schema_of::<HookSecrets>),
+            answer: One(201, schema_of::<HookSecrets>), created: "/secrets/0/id",
             refuses: &[Refusal::BadRequest, Refusal::Conflict, Refusal::TooLarge]),
         operation!("DELETE", "/hook/secret/{id}", Action::DeleteHookSecret,
             id: "deleteHookSecret", tag: "Hooks", summary: "Deletes a secret",
