@@ -277,8 +277,13 @@ async fn put_off(ctx: &Context, org: Uuid, run: &Waiting) -> Result<(), StoreErr
 /// When the table cannot be read or written.
 pub async fn sweep(ctx: &Context, org: Uuid, deadline: Deadline) -> Result<(), StoreError> {
     // The next look is moved forward first, so that an organization that cannot be helped does not hold up the others.
-    for run in ctx.store.waiting_runs(org).await? {
-        put_off(ctx, org, &run).await?;
+    let now = ctx.clock.now_ms();
+    let waiting = ctx.store.waiting_runs(org).await?;
+    for run in waiting.iter().filter(|run| run.due_at <= now) {
+        if deadline.left() <= MARGIN {
+            break;
+        }
+        put_off(ctx, org, run).await?;
     }
     admit(ctx, org, deadline).await?;
     Ok(())

@@ -564,8 +564,11 @@ pub(crate) fn overridden(assistant: &Value, layers: &[&Value]) -> (Object, Objec
     (assistant, variables)
 }
 
+/// How long a text may become by what is filled in, in bytes: a few placeholders of a large value would make any amount.
+const FILLED: usize = 1_000_000;
+
 /// Replaces `{{name}}` by what `lookup` knows for it, and `{{name | default: "text"}}` by the text where it knows nothing.
-/// A placeholder that cannot be filled stays, so that it is seen.
+/// A placeholder that cannot be filled stays, so that it is seen; so does one whose value would make the text too long.
 pub(crate) fn fill(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -585,8 +588,8 @@ pub(crate) fn fill(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Strin
         });
         out.push_str(&rest[..start]);
         match lookup(name).or(fallback) {
-            Some(value) => out.push_str(&value),
-            None => out.push_str(&rest[start..end]),
+            Some(value) if out.len() + value.len() <= FILLED => out.push_str(&value),
+            Some(_) | None => out.push_str(&rest[start..end]),
         }
         rest = &rest[end..];
     }
@@ -1187,6 +1190,14 @@ mod tests {
             Next::Call { speaker, request, .. } => (speaker, serde_json::to_value(request).unwrap()),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_is_filled_in_does_not_make_a_text_of_any_length() {
+        let large = "x".repeat(300_000);
+        let filled = fill(&"{{a}}".repeat(69_000), |_| Some(large.clone()));
+        assert!(filled.len() < FILLED + 69_000 * 5);
+        assert!(filled.starts_with('x') && filled.ends_with("{{a}}"));
     }
 
     #[test]

@@ -303,6 +303,8 @@ pub const REQUEUE_CEILING_MS: i64 = 3_600_000;
 /// How long an item whose message seems to be gone must go on waiting until that is believed, in milliseconds. A worker may
 /// have received the message a moment ago; before this time is over it has claimed the item.
 pub const SURE_AFTER_MS: i64 = 30_000;
+/// How long such a note counts, in milliseconds: some sweeps.
+const NOTED_MS: i64 = 300_000;
 /// How often a step may fail before its item does.
 pub const MAX_ATTEMPTS: u32 = 4;
 
@@ -671,8 +673,9 @@ impl Item {
         }
         match self.missed_at {
             Some(at) if now < at + SURE_AFTER_MS => Err(Refused::TooEarly),
-            Some(_) => self.requeue(false, now),
-            None => Ok(Self {
+            Some(at) if now < at + NOTED_MS => self.requeue(false, now),
+            // A note of long ago says nothing: its message may have been there all the time.
+            Some(_) | None => Ok(Self {
                 missed_at: Some(now),
                 ..self.next(now)
             }),
@@ -739,7 +742,7 @@ pub struct Tally {
     /// Canceled.
     pub canceled: u32,
     /// The simulations (by their place in the run) with a failed or canceled item, ascending.
-    #[serde(default)]
+    #[serde(default, with = "bits")]
     pub failed_simulations: Vec<u32>,
     /// What they cost, as far as it is known.
     #[serde(default, skip_serializing_if = "ModelCosts::is_empty")]
@@ -790,9 +793,19 @@ impl Tally {
         self.queued < self.total
     }
 
-    /// Both tallies in one.
+    /// All tallies in one.
     #[must_use]
-    pub fn plus(mut self, other: &Self) -> Self {
+    pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for tally in tallies {
+            sum.add(tally);
+        }
+        sum.failed_simulations.sort_unstable();
+        sum.failed_simulations.dedup();
+        sum
+    }
+
+    fn add(&mut self, other: &Self) {
         self.total += other.total;
         self.queued += other.queued;
         self.running += other.running;
@@ -800,10 +813,35 @@ impl Tally {
         self.failed += other.failed;
         self.canceled += other.canceled;
         self.failed_simulations.extend(&other.failed_simulations);
-        self.failed_simulations.sort_unstable();
-        self.failed_simulations.dedup();
-        self.costs = self.costs.plus(&other.costs);
-        self
+        self.costs = std::mem::take(&mut self.costs).plus(&other.costs);
+    }
+}
+
+/// Numbers as a set of bits in base64: a run may have 100,000 simulations, and its head is one row of 400 KB at most.
+mod bits {
+    use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(numbers: &[u32], output: S) -> Result<S::Ok, S::Error> {
+        let last = numbers.iter().max().map_or(0, |&last| last as usize + 1);
+        let mut bits = vec![0_u8; last.div_ceil(8)];
+        for &number in numbers {
+            if let Some(byte) = bits.get_mut(number as usize / 8) {
+                *byte |= 1 << (number % 8);
+            }
+        }
+        output.serialize_str(&STANDARD_NO_PAD.encode(bits))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<u32>, D::Error> {
+        let bits = STANDARD_NO_PAD
+            .decode(String::deserialize(input)?)
+            .map_err(Error::custom)?;
+        let numbers = (0_u32..).zip(&bits).flat_map(|(n, byte)| {
+            let set = (0..8).filter(move |bit| byte & (1 << bit) != 0);
+            set.map(move |bit| n * 8 + bit)
+        });
+        Ok(numbers.collect())
     }
 }
 

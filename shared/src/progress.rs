@@ -122,7 +122,8 @@ pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Res
     if full || tally.is_under_way() {
         settle(ctx, org, run, full).await?;
     }
-    if full && changed {
+    // Also when nothing has changed: whoever counted before may have died before this.
+    if full {
         recost(ctx, org, run).await?;
     }
     Ok(())
@@ -204,11 +205,14 @@ async fn settle(ctx: &Context, org: Uuid, run: Uuid, maybe_over: bool) -> Result
 /// # Errors
 /// When the table cannot be read or written.
 pub async fn recount_all(ctx: &Context, head: &RunHead, deadline: Deadline) -> Result<(), StoreError> {
-    for partition in 0..head.partitions() {
+    let partitions = head.partitions().max(1);
+    // From anywhere, so that a run that is too large for one turn is counted as a whole in a few of them.
+    let first = u32::try_from(Uuid::now_v7().as_u128() % u128::from(partitions)).unwrap_or_default();
+    for step in 0..head.partitions() {
         if deadline.left() <= MARGIN {
             break;
         }
-        recount(ctx, head.org, head.id, partition).await?;
+        recount(ctx, head.org, head.id, (first + step) % partitions).await?;
     }
     settle(ctx, head.org, head.id, true).await
 }

@@ -235,6 +235,7 @@ pub fn read_scenarios(reply: &str) -> Result<GenerateScenariosResponse, String> 
     Ok(GenerateScenariosResponse {
         scenarios: listed
             .iter()
+            .take(MANY)
             .enumerate()
             .map(scenario)
             .collect::<Result<_, String>>()?,

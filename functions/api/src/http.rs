@@ -9,7 +9,7 @@ use aws_lambda_events::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{
     HeaderName, HeaderValue,
-    header::{ALLOW, WWW_AUTHENTICATE},
+    header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use ringback_shared::{
     models::{Invalid, run::PaymentReason},
@@ -317,6 +317,14 @@ impl ApiError {
         Self::new(404, format!("{what} {id} not found"))
     }
 
+    /// The same with the time after which to try again.
+    fn retried(self) -> Self {
+        Self {
+            header: Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            ..self
+        }
+    }
+
     /// A fault of ours: the client learns nothing of it, the log does.
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "request failed");
@@ -336,6 +344,7 @@ impl ApiError {
             409 => "Conflict",
             413 => "Payload Too Large",
             424 => "Failed Dependency",
+            429 => "Too Many Requests",
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
@@ -366,9 +375,13 @@ impl From<StoreError> for ApiError {
                 409,
                 "somebody else changed this at the same time; read it and try again",
             ),
+            StoreError::Throttled(_) => {
+                tracing::warn!(%error, "the table has too much to do");
+                Self::new(429, "there are too many requests at once; try again in a moment").retried()
+            }
             error if error.is_throttled() => {
                 tracing::warn!(%error, "the table is not available");
-                Self::new(503, "the store is not available at the moment; try again")
+                Self::new(503, "the store is not available at the moment; try again").retried()
             }
             error => Self::internal(&error),
         }
@@ -444,7 +457,14 @@ mod tests {
             (key.status_code, &key.headers["www-authenticate"]),
             (401, &HeaderValue::from_static("Bearer"))
         );
-        for answer in [allow, key] {
+        let busy = ApiError::from(StoreError::Throttled("by DynamoDB".to_owned()))
+            .response()
+            .encode();
+        assert_eq!(
+            (busy.status_code, &busy.headers["retry-after"]),
+            (429, &HeaderValue::from_static("1"))
+        );
+        for answer in [allow, key, busy] {
             assert_eq!(answer.headers["content-type"], "application/json; charset=utf-8");
         }
     }

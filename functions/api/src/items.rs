@@ -282,9 +282,12 @@ async fn view(
     };
     let id = item.id();
     let started = item.started_at();
-    let elsewhere = briefing
-        .as_ref()
-        .and_then(|briefing| briefing.origin?.conversation);
+    let origin = match &briefing {
+        Some(briefing) => briefing.origin,
+        None if head.origin.is_some() => ctx.store.basis(head.id, item.simulation).await?.origin(),
+        None => None,
+    };
+    let elsewhere = origin.and_then(|origin| origin.conversation);
     // What failed before it began may have suggestions.
     let produced = started.is_some()
         || item.call_id().is_some()
@@ -300,9 +303,13 @@ async fn view(
         _ => ItemDetail::default(),
     };
     // The conversation of an item that is only judged is another one's.
-    let other = match elsewhere {
-        Some(at) => Some(ctx.store.conversation(at).await?),
-        None => None,
+    let other = match (elsewhere, part) {
+        (Some(at), Part::Whole) => Some(ctx.store.conversation(at).await?),
+        (Some(at), Part::Results) => {
+            let held = ctx.store.item(at).await?;
+            held.map(|held| (held, ItemDetail::default()))
+        }
+        (None, _) => None,
     };
     let (held, kept) = other
         .as_ref()
@@ -348,7 +355,8 @@ async fn view(
         Part::Whole => {
             let uses = costs::kept(&detail)?;
             extra.insert("costs".to_owned(), json!(costs::lines(&uses, call_cost)));
-            ModelCosts::of(&uses)
+            // The head also has what was told late.
+            ModelCosts::of(&uses).join(&item.model_costs)
         }
         // The head has their sum.
         Part::Results => item.model_costs.clone(),
@@ -375,7 +383,7 @@ async fn view(
             .map(iso)
     };
     let mut metadata = Map::new();
-    if let Some(origin) = briefing.as_ref().and_then(|briefing| briefing.origin) {
+    if let Some(origin) = origin {
         let from = origin.item;
         let shown = ItemOrigin {
             run_id: from.run.to_string(),

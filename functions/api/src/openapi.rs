@@ -83,7 +83,12 @@ impl Refusal {
     ];
 
     /// What every operation that asks for a key may answer.
-    const ALWAYS: [Self; 3] = [Self::Unauthorized, Self::Internal, Self::Unavailable];
+    const ALWAYS: [Self; 4] = [
+        Self::Unauthorized,
+        Self::TooManyRequests,
+        Self::Internal,
+        Self::Unavailable,
+    ];
 
     const fn status(self) -> u16 {
         match self {

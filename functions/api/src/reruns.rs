@@ -25,11 +25,16 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
+    bounded,
     definitions::Named,
     http::{ApiError, Request, Response},
     idempotency, runs,
 };
 
+/// The most items that a run may have that comes from another one: each names where it comes from.
+const MAX_PICKED: usize = 10_000;
+/// The most that the evaluations for all of its simulations may weigh together, in bytes of JSON.
+const MAX_EVALUATIONS: usize = 20_000_000;
 /// How many partitions of a run are read at once.
 const READS: usize = 16;
 
@@ -191,6 +196,12 @@ async fn pick(
     while let Some(standings) = partitions.try_next().await? {
         let wanted = standings.iter().filter(|standing| wanted(standing));
         picked.extend(wanted.map(|standing| (standing.index, standing.simulation)));
+        if picked.len() > MAX_PICKED {
+            return Err(ApiError::bad_request(format!(
+                "run {} has more than {MAX_PICKED} of these items, which is the most that a run made of another one may have",
+                origin.id
+            )));
+        }
     }
     Ok(picked)
 }
@@ -352,7 +363,21 @@ impl Material {
                     .or(wanted.latency_expectations.as_deref()),
             }
         };
-        Ok(self.owners.iter().map(of).collect())
+        let chosen: Vec<Chosen<'_>> = self.owners.iter().map(of).collect();
+        let mut all = 0_usize;
+        for one in &chosen {
+            all = all.saturating_add(bounded::weight(&json!(one.evaluations)));
+            if all > MAX_EVALUATIONS {
+                return Err(ApiError::new(
+                    413,
+                    format!(
+                        "the evaluations of all simulations may have at most {} MB together",
+                        MAX_EVALUATIONS / 1_000_000
+                    ),
+                ));
+            }
+        }
+        Ok(chosen)
     }
 
     /// Takes the structured outputs that the evaluations name as they are now. One that is gone is left as it was when the

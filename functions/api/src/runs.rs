@@ -38,6 +38,8 @@ use crate::{
 
 /// The most items that one run may have.
 const MAX_ITEMS: usize = 100_000;
+/// The most that the snapshots of a run may weigh together, in bytes of JSON: they are made in the request.
+const MAX_SNAPSHOTS: usize = 50_000_000;
 /// How many runs are read at once for a list.
 const READS: usize = 16;
 /// How long a request works on a run before it leaves the rest to others.
@@ -387,8 +389,20 @@ async fn resolve_simulations(
         .chain(direct(|e| e.personality_id.as_deref()));
     parts.load(ctx, org, Kind::Personality, personalities).await?;
     let mut resolved = Vec::with_capacity(wanted.len());
+    let mut all = 0_usize;
     for ((_, entry), simulation) in wanted.iter().zip(simulations) {
-        resolved.push(resolve_entry(entry, simulation, &parts)?);
+        let entry = resolve_entry(entry, simulation, &parts)?;
+        all = all.saturating_add(bounded::weight(&entry.scenario.1) + bounded::weight(&entry.personality.1));
+        if all > MAX_SNAPSHOTS {
+            return Err(ApiError::new(
+                413,
+                format!(
+                    "the scenarios and personalities of a run may have at most {} MB together",
+                    MAX_SNAPSHOTS / 1_000_000
+                ),
+            ));
+        }
+        resolved.push(entry);
     }
     let mut outputs = Named::default();
     let output_ids: Vec<String> = resolved

@@ -15,7 +15,7 @@ use ringback_shared::{
     models::{
         evaluation::{Condition, CreateStructuredOutput, RunStructuredOutput},
         parse,
-        run::{GenerateScenarios, Improvements},
+        run::{GenerateScenarios, Improvements, SimulationRunTarget, TargetAssistant, TargetSquad},
     },
     store::{ItemDetail, ItemKey, Kind},
     writing::{self, Failed},
@@ -24,9 +24,9 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
-    definitions::{self, Named},
+    definitions,
     http::{ApiError, Request, Response},
-    items, runs,
+    items, orgs, runs,
 };
 
 /// How long a request may take with all its model calls. API Gateway gives up after 30 s and the function after 29; what is
@@ -44,6 +44,7 @@ const AT_ONCE: usize = 8;
 /// structured output, or null for the configured one.
 async fn answer<T>(
     ctx: &Context,
+    org: Uuid,
     deadline: &Deadline,
     model: &Value,
     purpose: Purpose,
@@ -53,7 +54,7 @@ async fn answer<T>(
     let failed = |error: ModelError| refusal(&error, model);
     let (endpoint, name) = ctx.config.models.resolve(model, purpose).map_err(failed)?;
     let mut request = ChatRequest { model: name, ..asked };
-    let reply = chat(ctx, deadline, &endpoint, &mut request)
+    let reply = chat(ctx, org, deadline, &endpoint, &mut request)
         .await
         .map_err(failed)?;
     let reply = reply.content.unwrap_or_default();
@@ -63,7 +64,7 @@ async fn answer<T>(
     };
     if deadline.left() > ONCE_MORE {
         let mut request = writing::again(&request, &reply, &fault);
-        let reply = chat(ctx, deadline, &endpoint, &mut request)
+        let reply = chat(ctx, org, deadline, &endpoint, &mut request)
             .await
             .map_err(failed)?;
         fault = match read(reply.content.as_deref().unwrap_or_default()) {
@@ -80,6 +81,7 @@ async fn answer<T>(
 /// Asks once, and once more without the response format where a server knows none: the prompt asks for the same JSON.
 async fn chat(
     ctx: &Context,
+    org: Uuid,
     deadline: &Deadline,
     endpoint: &Endpoint,
     request: &mut ChatRequest,
@@ -88,7 +90,7 @@ async fn chat(
         timeout: endpoint.timeout.min(deadline.left()),
         ..endpoint.clone()
     };
-    match ctx.models.chat(&within(), request).await {
+    let answer = match ctx.models.chat(&within(), request).await {
         Err(ModelError::Status {
             status: 400 | 422, ..
         }) if request.response_format.is_some() => {
@@ -96,7 +98,14 @@ async fn chat(
             ctx.models.chat(&within(), request).await
         }
         answer => answer,
+    };
+    let reply = ctx.config.prices.charge(&request.model, answer?);
+    let now = ctx.clock.now_ms();
+    if let Err(error) = ctx.store.spend(org, reply.cost.unwrap_or_default(), now).await {
+        // The reply is there and paid for.
+        tracing::warn!(%error, "what a model call cost is not counted");
     }
+    Ok(reply)
 }
 
 /// What a client is told of a model that gave no reply.
@@ -133,46 +142,28 @@ fn flag(request: &Request, name: &str, default: bool) -> Result<bool, ApiError> 
 pub(crate) async fn scenarios(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let deadline = Deadline::after(BUDGET);
     let wanted: GenerateScenarios = parse(request.json()?)?;
-    let target = target_for_writing(ctx, org, &wanted).await?;
+    let target = target_for_writing(ctx, org, wanted).await?;
+    orgs::check_billing_limit(ctx, org, ctx.clock.now_ms()).await?;
     let asked = writing::scenarios(&writing::agents(&target, &Value::Null));
     let read = writing::read_scenarios;
-    let written = answer(ctx, &deadline, &Value::Null, Purpose::Writer, asked, read).await?;
+    let written = answer(ctx, org, &deadline, &Value::Null, Purpose::Writer, asked, read).await?;
     Response::created(written)
 }
 
-/// The target that a request for scenarios names, in the form that a run's snapshot has: `{"assistant": …}`, or
-/// `{"squad": …}` with each member's assistant in it.
-async fn target_for_writing(ctx: &Context, org: Uuid, wanted: &GenerateScenarios) -> Result<Value, ApiError> {
-    if let Some(id) = &wanted.squad_id {
-        let squad = definitions::found(ctx, org, Kind::Squad, id).await?.body;
-        return Ok(json!({ "squad": with_members(ctx, org, squad).await? }));
-    }
-    let id = wanted.assistant_id.as_deref().unwrap_or_default();
-    let stored = definitions::found(ctx, org, Kind::Assistant, id).await?;
-    Ok(json!({ "assistant": stored.body }))
-}
-
-/// A squad with the assistants that its members name.
-async fn with_members(ctx: &Context, org: Uuid, mut squad: Value) -> Result<Value, ApiError> {
-    let members = squad.get("members").and_then(Value::as_array);
-    let wanted: Vec<String> = members
-        .into_iter()
-        .flatten()
-        .filter_map(|member| member.get("assistantId")?.as_str().map(str::to_owned))
-        .collect();
-    let mut assistants = Named::default();
-    assistants
-        .load(ctx, org, Kind::Assistant, wanted.iter().map(String::as_str))
-        .await?;
-    let members = squad.get_mut("members").and_then(Value::as_array_mut);
-    for member in members.into_iter().flatten().filter_map(Value::as_object_mut) {
-        if let Some(id) = member.get("assistantId").and_then(Value::as_str) {
-            let (_, assistant) = assistants.get(Kind::Assistant, id)?;
-            let assistant = assistant.clone();
-            member.insert("assistant".to_owned(), assistant);
-        }
-    }
-    Ok(squad)
+/// The target that a request for scenarios names, as a run would keep it.
+async fn target_for_writing(ctx: &Context, org: Uuid, wanted: GenerateScenarios) -> Result<Value, ApiError> {
+    let target = if wanted.squad_id.is_some() {
+        SimulationRunTarget::Squad(TargetSquad {
+            squad_id: wanted.squad_id,
+            ..TargetSquad::default()
+        })
+    } else {
+        SimulationRunTarget::Assistant(TargetAssistant {
+            assistant_id: wanted.assistant_id,
+            ..TargetAssistant::default()
+        })
+    };
+    Ok(runs::resolve_target(ctx, org, &target).await?.0)
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -221,6 +212,7 @@ pub(crate) async fn suggestions(
     if !force && let Some(kept) = kept_suggestions(ctx, id).await? {
         return Response::created(kept);
     }
+    orgs::check_billing_limit(ctx, org, ctx.clock.now_ms()).await?;
     let (briefing, detail) =
         tokio::try_join!(ctx.briefing(item.run, item.simulation), ctx.store.item_detail(id))?;
     // The conversation of an item that was only judged is another one's.
@@ -241,7 +233,7 @@ pub(crate) async fn suggestions(
         results: verdict.as_ref().map(|verdict| &verdict.results),
     });
     let read = writing::read_improvements;
-    let written = answer(ctx, &deadline, &Value::Null, Purpose::Writer, asked, read).await?;
+    let written = answer(ctx, org, &deadline, &Value::Null, Purpose::Writer, asked, read).await?;
     if persist {
         let text = serde_json::to_string(&written).map_err(|error| ApiError::internal(&error))?;
         if !ctx.store.keep_improvements(id, &text, force).await?
@@ -299,11 +291,12 @@ pub(crate) async fn structured_output(
     for (call, item) in found {
         calls.entry(item.id()).or_insert((call, item));
     }
+    orgs::check_billing_limit(ctx, org, ctx.clock.now_ms()).await?;
     let (definition, deadline) = (&definition, &deadline);
     if wanted.preview_enabled
         && let Some((_, item)) = calls.values().next()
     {
-        let answer = match extract(ctx, deadline, definition, item).await? {
+        let answer = match extract(ctx, org, deadline, definition, item).await? {
             Outcome::Found(value) => json!({ id.to_string(): result(definition, value) }),
             Outcome::Skipped(unmet) => {
                 let skipped = json!({"name": definition.name, "unmetCondition": unmet});
@@ -314,7 +307,12 @@ pub(crate) async fn structured_output(
     }
     let all = calls.len();
     let outcomes: Vec<(String, Result<bool, ApiError>)> = stream::iter(calls.into_values())
-        .map(|(call, item)| async move { (call, keep_extracted(ctx, deadline, id, definition, &item).await) })
+        .map(|(call, item)| async move {
+            (
+                call,
+                keep_extracted(ctx, org, deadline, id, definition, &item).await,
+            )
+        })
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
@@ -324,12 +322,18 @@ pub(crate) async fn structured_output(
 /// Whether it was found and kept, or skipped.
 async fn keep_extracted(
     ctx: &Context,
+    org: Uuid,
     deadline: &Deadline,
     output: Uuid,
     definition: &CreateStructuredOutput,
     item: &Item,
 ) -> Result<bool, ApiError> {
-    match extract(ctx, deadline, definition, item).await? {
+    if deadline.left() < ONCE_MORE {
+        return Err(ApiError::model(
+            "there was no time left for it; name these calls in a request of their own",
+        ));
+    }
+    match extract(ctx, org, deadline, definition, item).await? {
         Outcome::Found(value) => {
             let found = result(definition, value).to_string();
             ctx.store.keep_output(item.id(), output, &found).await?;
@@ -412,7 +416,16 @@ async fn conversation(ctx: &Context, org: Uuid, call: &str) -> Result<Item, ApiE
         }
     };
     // One that is not stored yet has not begun.
-    let item = ctx.store.item(at).await?;
+    let mut item = ctx.store.item(at).await?;
+    if let Some(judged) = &item
+        && judged.started_at().is_none()
+        && judged.is_over()
+        && let Some(origin) = ctx.briefing(judged.run, judged.simulation).await?.origin
+        && let Some(held) = origin.conversation
+    {
+        // The conversation of an item that was only judged is another one's.
+        item = ctx.store.item(held).await?;
+    }
     item.filter(|item| item.started_at().is_some() && (item.is_over() || item.ended().is_some()))
         .ok_or_else(|| {
             ApiError::bad_request(format!(
@@ -424,6 +437,7 @@ async fn conversation(ctx: &Context, org: Uuid, call: &str) -> Result<Item, ApiE
 /// Runs a structured output on one conversation.
 async fn extract(
     ctx: &Context,
+    org: Uuid,
     deadline: &Deadline,
     definition: &CreateStructuredOutput,
     item: &Item,
@@ -453,7 +467,7 @@ async fn extract(
                 evaluation::read(&group, reply).remove(&0).unwrap_or_else(missing)
             };
             let asked = group.request.clone();
-            let found = answer(ctx, deadline, &group.model, Purpose::Judge, asked, read).await?;
+            let found = answer(ctx, org, deadline, &group.model, Purpose::Judge, asked, read).await?;
             Ok(Outcome::Found(found))
         }
     }

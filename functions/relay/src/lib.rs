@@ -141,7 +141,7 @@ impl Work {
         let waits = before.is_none() && item.owed == Owed::Admit;
         let gave_back = |before: &Item| !before.slots.is_empty() && item.slots.is_empty();
         // With this, slots go on being given out that did not all fit into a turn.
-        let took = |before: &Item| before.slots.calls.is_empty() && !item.slots.calls.is_empty();
+        let took = |before: &Item| before.slots.is_empty() && !item.slots.is_empty();
         if waits || before.is_some_and(|before| gave_back(before) || took(before)) {
             self.admit.insert(item.org);
         }

@@ -3,9 +3,12 @@
 //!
 //! An item that waits on a queue may only have to wait for long: its message is there still, and a second one would be received
 //! for nothing. So as many are put on their queue again as wait for longer than they should and have no message there, the
-//! oldest first.
+//! oldest of each run in turn.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use ringback_shared::{
@@ -114,11 +117,12 @@ enum Work {
     Hook(Box<Hook>),
 }
 
-/// Those of the items that wait on `queue` for longer than they should for which it holds no message, the oldest first.
+/// Those of the items that wait on `queue` for longer than they should for which it holds no message.
 ///
 /// Every item that waits has its message on the queue. So if there are no fewer messages than such items, none of them is lost,
-/// however long they take. If there are fewer, the oldest are taken to have none, because messages are received in about the
-/// order in which they were sent.
+/// however long they take. If there are fewer, some have none, and the queue does not say which. So many as are missing are
+/// taken, the oldest of each run in turn: a queue that is fair between organizations hands out a quiet one's messages early, and
+/// then its old items are those without, while those of a run with a long backlog may be old and have theirs.
 async fn without_message(ctx: &Context, queue: WorkQueue, mut waiting: Vec<DueKey>, now: i64) -> Vec<DueKey> {
     if waiting.is_empty() {
         return waiting;
@@ -134,6 +138,13 @@ async fn without_message(ctx: &Context, queue: WorkQueue, mut waiting: Vec<DueKe
     waiting.sort_unstable_by(|a, b| a.by_age().cmp(&b.by_age()));
     let without = waiting.len().saturating_sub(messages);
     let past_belief = waiting.partition_point(|due| due.due_at <= now - PAST_BELIEF_MS);
+    let mut of_run: BTreeMap<Option<Uuid>, usize> = BTreeMap::new();
+    // Stable, so that the oldest of a run goes first in its turn as well.
+    waiting.sort_by_cached_key(|due| {
+        let turns = of_run.entry(due.item().map(|at| at.run)).or_default();
+        *turns += 1;
+        *turns
+    });
     waiting.truncate(without.max(past_belief));
     waiting
 }
@@ -159,6 +170,10 @@ async fn look_after(
     deadline: Deadline,
 ) -> Result<Option<Work>, BoxError> {
     let void_leases = scope == Scope::Everything;
+    if deadline.left() <= progress::MARGIN {
+        // The next sweep finds it.
+        return Ok(None);
+    }
     if let Some(at) = due.item() {
         let item = progress::requeue(ctx, at, void_leases).await?;
         return Ok(item.map(|item| Work::Item(Box::new(item))));
@@ -179,6 +194,6 @@ async fn look_after(
         })
         .await?;
     let head = progress::advance(ctx, head, turn(deadline)).await?;
-    progress::recount_all(ctx, &head, deadline).await?;
+    progress::recount_all(ctx, &head, turn(deadline)).await?;
     Ok(None)
 }

@@ -325,7 +325,9 @@ impl Tools {
         let field = |name: &str| function.and_then(|function| function.get(name));
         let legacy =
             (tool.get("type").and_then(Value::as_str) == Some("transferCall")).then_some("transferCall");
-        let Some(name) = nonempty(field("name")).or(legacy) else {
+        // A name that another tool has is as good as none.
+        let name = nonempty(field("name")).or(legacy);
+        let Some(name) = name.filter(|name| !self.names.contains(*name)) else {
             for way in ways {
                 self.offer_way(way);
             }

@@ -278,8 +278,8 @@ fn tallies_count_each_item_once() {
         (tally.total, tally.terminal(), tally.failed_simulations.clone()),
         (5, 3, vec![1])
     );
-    let halves = Tally::of(items[..2].iter().map(Item::standing))
-        .plus(&Tally::of(items[2..].iter().map(Item::standing)));
+    let (first, second) = items.split_at(2);
+    let halves = Tally::sum(&[first, second].map(|half| Tally::of(half.iter().map(Item::standing))));
     assert_eq!(halves, tally);
 }
 
@@ -309,4 +309,17 @@ fn what_was_held_before_is_only_judged() {
     let canceled = held.cancel(NOW).unwrap();
     assert_eq!((canceled.state, canceled.owed), (State::Canceled, Owed::Nothing));
     assert_eq!(held.started_at(), None);
+}
+
+proptest! {
+    #[test]
+    fn a_tally_is_read_as_it_was_written(failed in proptest::collection::btree_set(0..100_000_u32, 0..50)) {
+        let tally = Tally {
+            failed_simulations: failed.into_iter().collect(),
+            ..Tally::default()
+        };
+        let written = serde_json::to_string(&tally).unwrap();
+        prop_assert!(written.len() < 20_000, "a run's head has room for it");
+        prop_assert_eq!(serde_json::from_str::<Tally>(&written).unwrap(), tally);
+    }
 }

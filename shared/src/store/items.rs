@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     costs::ModelCosts,
-    lifecycle::{self, Facts, Failure, Hook, Item, Refused, State, Tally},
+    lifecycle::{self, Facts, Failure, Hook, Item, Owed, Refused, State, Tally},
     queue::WorkQueue,
     trials::Outcome,
 };
@@ -142,7 +142,7 @@ impl Counted {
 }
 
 /// What the rows of [`Standing`]s are read for.
-const STANDING: &[&str] = &["index", "simulation", "state", "failure", "facts"];
+const STANDING: &[&str] = &["index", "simulation", "state", "failure", "facts", "decidedAt"];
 
 /// What an item came to so far.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
@@ -159,6 +159,9 @@ pub struct Standing {
     /// What was observed of its conversation.
     #[serde(default)]
     pub facts: Facts,
+    /// When it was decided, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub decided_at: Option<i64>,
 }
 
 impl Standing {
@@ -169,11 +172,12 @@ impl Standing {
     }
 
     /// Whether it had a conversation of its own that can be judged: it ended, and did not break off by the fault of
-    /// somebody else.
+    /// somebody else, nor because the item was stopped before.
     #[must_use]
     pub fn was_held(&self) -> bool {
+        let hung_up = |at: i64| self.decided_at.is_some_and(|decided| at > decided);
         let ended = self.facts.ended.as_ref();
-        ended.is_some_and(|ended| ended.value.fault.is_none())
+        ended.is_some_and(|ended| ended.value.fault.is_none() && !hung_up(ended.value.at))
     }
 }
 
@@ -230,8 +234,9 @@ pub(super) fn item_row(item: &Item) -> Result<Row, StoreError> {
     if item.due_at.is_some() {
         let spread = item.run.as_u128().wrapping_add(u128::from(item.index));
         let shard = match item.waiting().and_then(WorkQueue::of) {
-            Some(queue) => waiting_shard(queue, spread),
-            None => due_shard(spread),
+            // A call that has to end, and slots that are overdue, are looked at whatever the queue holds.
+            Some(queue) if item.owed != Owed::HangUp => waiting_shard(queue, spread),
+            Some(_) | None => due_shard(spread),
         };
         row.insert("dueShard".to_owned(), text(shard));
     }
@@ -525,10 +530,12 @@ impl Store {
         let keys = (0..total.div_ceil(PARTITION))
             .map(|partition| (ItemKey::partition(run, partition), "TALLY".to_owned()))
             .collect();
-        let mut sum = Tally::default();
-        for row in self.batch_get(keys).await? {
-            sum = sum.plus(&read_tally(row)?.tally);
-        }
+        let rows = self.batch_get(keys).await?;
+        let tallies: Vec<Tally> = rows
+            .into_iter()
+            .map(|row| read_tally(row).map(|stored| stored.tally))
+            .collect::<Result<_, _>>()?;
+        let mut sum = Tally::sum(&tallies);
         sum.queued += total.saturating_sub(sum.total);
         sum.total = total;
         Ok(sum)

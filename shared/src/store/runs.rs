@@ -280,6 +280,17 @@ pub enum Basis {
     },
 }
 
+impl Basis {
+    /// The item that theirs came from, if theirs came from one.
+    #[must_use]
+    pub const fn origin(&self) -> Option<ItemOrigin> {
+        match self {
+            Self::Same { origin, .. } => Some(*origin),
+            Self::Whole(_) => None,
+        }
+    }
+}
+
 /// What a simulation and its parts were called when the run was created.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

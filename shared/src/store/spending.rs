@@ -26,6 +26,21 @@ pub(super) fn spending(before: &Item, after: &Item) -> Option<Write> {
 }
 
 impl Store {
+    /// Adds `micros` millionths of a US dollar to what `org` has spent in the month of `now` (milliseconds since the Unix epoch):
+    /// for a model call that belongs to no item.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn spend(&self, org: Uuid, micros: i64, now: i64) -> Result<(), StoreError> {
+        if micros == 0 {
+            return Ok(());
+        }
+        let shard = Uuid::now_v7().as_u128() % u128::from(SHARDS);
+        let sk = format!("{}#{shard:02}", clock::month(now));
+        let add = Write::add(&spent_pk(org), &sk, MICROS, micros);
+        Ok(self.transact(vec![add]).await?)
+    }
+
     /// What `org` has spent in the calendar month (UTC) of `now` (milliseconds since the Unix epoch), in millionths of a US
     /// dollar, as far as costs are known.
     ///
