@@ -74,12 +74,17 @@ pub fn parse_iso(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(|t| t.as_millisecond())
 }
 
+/// Reads a timestamp from a query, in which the plus sign of an offset that was not encoded is a space.
+fn from_query(text: &str) -> Option<Timestamp> {
+    text.parse().or_else(|_| text.replace(' ', "+").parse()).ok()
+}
+
 /// The whole milliseconds next to an RFC 3339 timestamp, since the Unix epoch: the last one that is not after it and the first
 /// one that is not before it. What is kept has whole milliseconds, what it is compared with may be finer.
 #[must_use]
 pub fn around_iso(text: &str) -> Option<(i64, i64)> {
     const NANOS: i128 = 1_000_000;
-    let nanos = text.parse::<Timestamp>().ok()?.as_nanosecond();
+    let nanos = from_query(text)?.as_nanosecond();
     let ms = |nanos: i128| i64::try_from(nanos.div_euclid(NANOS)).ok();
     Some((ms(nanos)?, ms(nanos + NANOS - 1)?))
 }
@@ -94,6 +99,8 @@ mod tests {
         assert_eq!(iso(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(parse_iso("2026-03-26T10:52:45.565Z"), Some(1_774_522_365_565));
         assert_eq!(parse_iso("2030-01-01T12:30:15.250000Z"), Some(1_893_501_015_250));
+        let offset = around_iso("2026-03-26T12:52:45.565 02:00");
+        assert_eq!(offset, Some((1_774_522_365_565, 1_774_522_365_565)));
         assert_eq!(parse_iso("yesterday"), None);
         assert_eq!(
             around_iso("1970-01-01T00:00:01.000500Z"),

@@ -27,12 +27,11 @@ async fn what_runs_and_what_waits_is_canceled_and_workers_let_go() {
         (stand_in.count_of(Role::Target) == 2).then_some(())
     })
     .await;
-    let running = until("two items to be counted as running", LONG, async || {
+    until("two items to be counted as running", LONG, async || {
         let run = api.get(&path).await;
         (counts(&run) == [6, 0, 0, 2, 4, 0]).then_some(run)
     })
     .await;
-    assert_eq!(running["status"], "running");
 
     // One that waits, one that runs. The requests have no body and no content type.
     let all = items(api, run, 100).await;
@@ -106,6 +105,7 @@ async fn many_cancellations_at_once_are_one() {
             .all(|(status, _)| matches!(status, 200 | 400 | 409)),
         "{answers:#?}"
     );
+    // One of them did it; the others came too late for it, or in between.
     assert!(answers.iter().any(|(status, _)| *status == 200));
     let done = ended(api, text(&created["id"])).await;
     assert_eq!(counts(&done), [130, 0, 0, 0, 0, 130]);

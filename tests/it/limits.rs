@@ -690,6 +690,19 @@ async fn a_run_above_the_spending_cap_is_refused() {
     assert_refused(status, &refused, &path);
     let (status, refused) = create("second", &body).await;
     assert_refused(status, &refused, &path);
+    let extract = json!({
+        "previewEnabled": true,
+        "callIds": [created["simulationRunItemIds"][0]],
+        "structuredOutput": {"name": "booked", "schema": {"type": "boolean"}},
+    });
+    for (start, body) in [
+        (format!("{RUNS}/{run}/rerun"), json!({"items": "all"})),
+        (format!("{RUNS}/{run}/evaluate"), json!({})),
+        ("/structured-output/run".to_owned(), extract.clone()),
+    ] {
+        let (status, refused) = api.call(Method::POST, &start, Some(&body)).await;
+        assert_refused(status, &refused, &path);
+    }
     assert_eq!(create("first", &body).await, (201, created.clone()));
     let (status, _) = create("first", &judged_run(&stand_in, 1)).await;
     assert_eq!(status, 409);
@@ -710,7 +723,16 @@ async fn a_run_above_the_spending_cap_is_refused() {
     assert_eq!(micros(&api.get(&path).await["spentThisMonth"]), spent);
     assert_eq!(create("third", &body).await.0, 402);
     set(api, &path, json!({"billingLimit": null})).await;
-    assert_eq!(create("third", &body).await.0, 201);
+    let (status, third) = create("third", &body).await;
+    assert_eq!(status, 201);
+    ended(api, text(&third["id"])).await;
+    // What a request waits for belongs to no item, and is paid for all the same.
+    let before = micros(&api.get(&path).await["spentThisMonth"]);
+    let (status, extracted) = api
+        .call(Method::POST, "/structured-output/run", Some(&extract))
+        .await;
+    assert_eq!(status, 200, "{extracted:#}");
+    assert_eq!(micros(&api.get(&path).await["spentThisMonth"]), before + CALL);
 }
 
 #[tokio::test(flavor = "multi_thread")]

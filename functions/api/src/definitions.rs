@@ -169,7 +169,7 @@ pub(crate) async fn update(
     id: &str,
     request: &Request,
 ) -> Result<Response, ApiError> {
-    let body = request.json()?;
+    let body = request.optional_json()?;
     built_in::refuse(kind, id, "changed")?;
     let read = found(ctx, org, kind, id).await?;
     let mut changes = check_change(kind, without_own(body))?;
@@ -213,10 +213,19 @@ fn keep_type(stored: &Value, changes: &Object) -> Result<(), ApiError> {
 }
 
 /// A change of a personality replaces its assistant as a whole, but for the credentials: they stay unless the change names
-/// them, and an empty list clears them.
+/// them or leads elsewhere, and an empty list clears them.
 fn keep_credentials(before: &Value, changes: &mut Object) {
-    let kept = before.pointer("/assistant/credentials");
-    if let (Some(kept), Some(Value::Object(assistant))) = (kept, changes.get_mut("assistant")) {
+    let Some(kept) = before.pointer("/assistant/credentials") else {
+        return;
+    };
+    // What is meant for one place is not sent to another.
+    let same_place = ["model", "server"].iter().all(|part| {
+        let url = |assistant: Option<&Value>| assistant?.get(part)?.get("url").cloned();
+        url(before.get("assistant")) == url(changes.get("assistant"))
+    });
+    if let Some(Value::Object(assistant)) = changes.get_mut("assistant")
+        && same_place
+    {
         assistant.entry("credentials").or_insert_with(|| kept.clone());
     }
 }

@@ -61,12 +61,13 @@ impl Wanted {
                 "idAny" => ApiError::bad_request("idAny must be ids, repeated or separated by commas"),
                 _ => ApiError::bad_request("id must be an id"),
             })?;
-        let standalone = word(query, "standaloneOnly", &["true", "false"])?;
+        let standalone = word(query, "standaloneOnly", &["true", "false", "True", "False"])?;
         Ok(Self {
             updated: times(query, "updatedAt")?,
             name: query.get("name").filter(|_| named).map(str::to_lowercase),
             ids: (!ids.is_empty()).then_some(parsed),
-            standalone: kind == Kind::Simulation && standalone == Some("true"),
+            standalone: kind == Kind::Simulation
+                && standalone.is_some_and(|word| word.eq_ignore_ascii_case("true")),
         })
     }
 

@@ -82,8 +82,15 @@ pub(crate) async fn cancel(ctx: &Context, org: Uuid, run: &str, item: &str) -> R
         .pop()
         .ok_or_else(|| ApiError::not_found("Run item", item))?;
     let now = ctx.clock.now_ms();
+    let was_open = !item.state.is_terminal();
     let item = match ctx.store.transition(item, |item| item.cancel(now)).await {
         Ok(item) => item,
+        Err(TransitionError::Refused { .. }) if was_open => {
+            return Err(ApiError::new(
+                409,
+                "the run item ended at the same time; read it again",
+            ));
+        }
         Err(TransitionError::Refused { .. }) => {
             return Err(ApiError::bad_request("Run item has already ended"));
         }

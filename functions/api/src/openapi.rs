@@ -298,7 +298,7 @@ fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         taken.push(json!({
             "name": "Idempotency-Key", "in": "header",
             "description": "The same request with the same key is done once; the key is kept for a day at least.",
-            "schema": { "type": "string", "pattern": "^[ -~]*$" },
+            "schema": { "type": "string", "pattern": "^[ -~]*$", "maxLength": 255 },
         }));
     }
     let (status, schema) = match about.answer {

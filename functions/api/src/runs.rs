@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::{Deadline, iso},
-    context::Context,
+    context::{BoxError, Context},
     costs, ids,
     lifecycle::Tally,
     models::{
@@ -48,7 +50,7 @@ const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(5);
 /// Creates a run.
 pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let idempotency = idempotency::of(request)?;
-    let mut wanted: CreateSimulationRun = parse(request.json()?)?;
+    let mut wanted: CreateSimulationRun = parse(without_ignored(request.json()?))?;
     let iterations = u32::try_from(wanted.iterations)
         .ok()
         .filter(|n| (1..=ctx.config.max_iterations).contains(n))
@@ -90,6 +92,19 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         idempotency,
     };
     start(ctx, new, now).await
+}
+
+/// A request for a run without what a `simulationId` makes meaningless: it counts for nothing, whatever is in it.
+fn without_ignored(mut body: Value) -> Value {
+    let entries = body.get_mut("simulations").and_then(Value::as_array_mut);
+    for entry in entries.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if entry.get("simulationId").is_some_and(|id| !id.is_null()) {
+            for ignored in ["scenarioId", "scenario", "personalityId", "personality"] {
+                entry.remove(ignored);
+            }
+        }
+    }
+    body
 }
 
 /// Starts a run of which everything is resolved, and answers with it, unless the organization has spent its billing limit. Every
@@ -157,17 +172,24 @@ pub(crate) fn cap(limit: Option<i64>) -> Result<Option<u32>, ApiError> {
         .transpose()
 }
 
-/// How a run's tester reaches the target, and through which endpoint if it calls.
+/// How a run's tester reaches the target, and through which endpoint if it calls. What does not say is voice, unless there is no
+/// provider to call through.
 pub(crate) async fn resolve_transport(
     ctx: &Context,
     org: Uuid,
     transport: Option<&Transport>,
 ) -> Result<(TransportProvider, Option<Uuid>), ApiError> {
-    let provider = transport.map_or(TransportProvider::Websocket, |transport| transport.provider);
+    let Some(transport) = transport else {
+        return Ok(match oldest_endpoint(ctx, org).await? {
+            Some(endpoint) => (TransportProvider::Websocket, Some(endpoint)),
+            None => (TransportProvider::Webchat, None),
+        });
+    };
+    let provider = transport.provider;
     if provider != TransportProvider::Websocket {
         return Ok((provider, None));
     }
-    let named = transport
+    let named = Some(transport)
         .and_then(|transport| transport.extra.get("endpointId"))
         .filter(|named| !named.is_null())
         .map(|named| {
@@ -184,6 +206,15 @@ async fn endpoint_for(ctx: &Context, org: Uuid, named: Option<&str>) -> Result<U
     if let Some(id) = named {
         return Ok(definitions::found(ctx, org, Kind::Endpoint, id).await?.id);
     }
+    oldest_endpoint(ctx, org).await?.ok_or_else(|| {
+        ApiError::bad_request(
+            "transport.provider vapi.websocket needs a voice provider and there is none; create one with POST \
+             /endpoint, or use vapi.webchat",
+        )
+    })
+}
+
+async fn oldest_endpoint(ctx: &Context, org: Uuid) -> Result<Option<Uuid>, ApiError> {
     let oldest = ListQuery {
         ids: Uuid::nil()..=Uuid::max(),
         newest_first: false,
@@ -191,12 +222,7 @@ async fn endpoint_for(ctx: &Context, org: Uuid, named: Option<&str>) -> Result<U
         limit: 1,
     };
     let listed = ctx.store.list_definitions(org, Kind::Endpoint, &oldest).await?;
-    listed.entries.first().map(|endpoint| endpoint.id).ok_or_else(|| {
-        ApiError::bad_request(
-            "transport.provider vapi.websocket needs a voice provider and there is none; create one with POST \
-             /endpoint, or use vapi.webchat",
-        )
-    })
+    Ok(listed.entries.first().map(|endpoint| endpoint.id))
 }
 
 /// The answer to the request that created a run: the same whenever it is asked for.
@@ -581,11 +607,9 @@ fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunIt
     }
 }
 
-/// Where a run stands as clients see it; `under_way` says whether any of its items was started or is over.
-pub(crate) fn status(head: &RunHead, under_way: bool) -> RunStatus {
+/// Where a run stands as clients see it, the same in every answer. Its items may be a moment ahead of it.
+pub(crate) const fn status(head: &RunHead) -> RunStatus {
     match head.state {
-        // The items are written a moment before the head.
-        RunState::Queued if under_way => RunStatus::Running,
         RunState::Queued => RunStatus::Queued,
         RunState::Running => RunStatus::Running,
         RunState::Ended => RunStatus::Ended,
@@ -615,7 +639,7 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
     Ok(SimulationRun {
         id: head.id.to_string(),
         org_id: head.org.to_string(),
-        status: status(head, tally.is_under_way()),
+        status: status(head),
         queued_at: iso(head.created_at),
         started_at: head.started_at.map(iso),
         ended_at: head.ended_at.map(iso),
@@ -778,21 +802,31 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
 pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
     let head = found(ctx, org, id).await?;
     let now = ctx.clock.now_ms();
+    let is_open = |head: &RunHead| head.state != RunState::Ended && head.canceled_at.is_none();
+    let was_open = is_open(&head);
+    let done = AtomicBool::new(false);
     let head = ctx
         .store
         .change_run(head, now, |head| {
-            let open = head.state != RunState::Ended && head.canceled_at.is_none();
+            let open = is_open(head);
             if open {
                 head.canceled_at = Some(now);
             }
+            done.store(open, Ordering::Relaxed);
             open
         })
         .await?;
+    if was_open && !done.load(Ordering::Relaxed) {
+        return Err(ApiError::new(
+            409,
+            "the run ended or was canceled at the same time; read it again",
+        ));
+    }
     if head.state == RunState::Ended {
         return Err(ApiError::bad_request("Run has already ended"));
     }
     // The decision is kept; carrying it out here only makes it quicker, and what fails here is owed and done later.
-    let head = match progress::advance(ctx, head.clone(), Deadline::after(REQUEST_BUDGET)).await {
+    let head = match carried_out(ctx, head.clone()).await {
         Ok(advanced) => advanced,
         Err(error) => {
             tracing::warn!(run = %head.id, %error, "the cancellation goes on later");
@@ -800,6 +834,17 @@ pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
         }
     };
     Response::ok(bounded::run(json!(current(ctx, &head).await?)))
+}
+
+/// Carries a cancellation out and counts what came of it, as far as it can be done in a request.
+async fn carried_out(ctx: &Context, head: RunHead) -> Result<RunHead, BoxError> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
+    let head = progress::advance(ctx, head, deadline).await?;
+    if head.expanded < head.total || head.cancel_cursor < head.total {
+        return Ok(head);
+    }
+    progress::recount_all(ctx, &head, deadline).await?;
+    Ok(ctx.store.run(head.org, head.id).await?.unwrap_or(head))
 }
 
 /// Makes sure that the item with `index` is stored.

@@ -5,10 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     context::Context,
-    lifecycle::State,
     models::{
         page::PaginationMeta,
-        run::RunStatus,
         trials::{
             Change, ComparedSide, ComparedSimulation, PlayedSimulation, SimulationName,
             SimulationRunComparison, SimulationRunSummary, SimulationTrials, SummaryTotals, TrialCounts,
@@ -39,8 +37,6 @@ struct Played {
     /// How many items it has, stored or not.
     items: u32,
     trials: Trials,
-    /// Whether any of them was started or is over.
-    begun: bool,
 }
 
 impl Played {
@@ -98,7 +94,6 @@ async fn played(ctx: &Context, head: &RunHead) -> Result<Vec<Played>, ApiError> 
                 names: names.remove(&id).unwrap_or_default(),
                 items: 0,
                 trials: Trials::default(),
-                begun: false,
             });
         }
         if let Some(played) = all.get_mut(place) {
@@ -114,7 +109,6 @@ async fn played(ctx: &Context, head: &RunHead) -> Result<Vec<Played>, ApiError> 
             let place = place_of.get(standing.simulation as usize);
             if let Some(played) = place.and_then(|&place| all.get_mut(place)) {
                 played.trials.add(standing.outcome());
-                played.begun |= standing.state >= State::Running;
             }
         }
     }
@@ -123,11 +117,6 @@ async fn played(ctx: &Context, head: &RunHead) -> Result<Vec<Played>, ApiError> 
         played.trials.open += played.items.saturating_sub(played.trials.items());
     }
     Ok(all)
-}
-
-/// Where a run stands, from what was just read of its items.
-fn status(head: &RunHead, all: &[Played]) -> RunStatus {
-    runs::status(head, all.iter().any(|played| played.begun))
 }
 
 fn counts(trials: Trials) -> TrialCounts {
@@ -210,7 +199,7 @@ pub(crate) async fn summary(
     });
     Response::ok(SimulationRunSummary {
         run_id: head.id.to_string(),
-        status: status(&head, &all),
+        status: runs::status(&head),
         origin: head.origin.map(runs::shown_origin),
         totals: SummaryTotals {
             simulations: number(all.len()),
@@ -270,9 +259,9 @@ pub(crate) async fn compare(
     });
     Response::ok(SimulationRunComparison {
         run_id: head.id.to_string(),
-        status: status(&head, &now),
+        status: runs::status(&head),
         baseline_run_id: baseline.id.to_string(),
-        baseline_status: status(&baseline, &before),
+        baseline_status: runs::status(&baseline),
         counts,
         changes,
         simulations: simulations.collect(),

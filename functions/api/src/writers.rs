@@ -127,10 +127,10 @@ fn refusal(error: &ModelError, model: &Value) -> ApiError {
 
 /// A flag in the query.
 fn flag(request: &Request, name: &str, default: bool) -> Result<bool, ApiError> {
-    match request.query.get(name) {
+    match request.query.get(name).map(str::to_lowercase).as_deref() {
         None => Ok(default),
-        Some("true") => Ok(true),
-        Some("false") => Ok(false),
+        Some("true" | "1") => Ok(true),
+        Some("false" | "0") => Ok(false),
         Some(_) => Err(ApiError::bad_request(format!("{name} must be true or false"))),
     }
 }

@@ -1,6 +1,7 @@
 //! Simulation runs and their items.
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 use super::assistant::{CreateAssistant, CreateSquad};
 use super::evaluation::SimulationRunItemResults;
@@ -114,9 +115,105 @@ pub struct TargetSquad {
     pub extra: Object,
 }
 
+/// Describes fields that Ringback adds to what others know; they are written among the fields that are not modelled.
+fn describe(schema: &mut schemars::Schema, fields: Value) {
+    let properties = schema
+        .ensure_object()
+        .entry("properties")
+        .or_insert_with(|| json!({}));
+    if let (Some(properties), Value::Object(fields)) = (properties.as_object_mut(), fields) {
+        properties.extend(fields);
+    }
+}
+
+fn transport_extras(schema: &mut schemars::Schema) {
+    describe(
+        schema,
+        json!({ "endpointId": {
+            "type": ["string", "null"], "format": "uuid",
+            "description": "The voice provider's endpoint; the first one unless given.",
+        }}),
+    );
+}
+
+fn costs() -> Value {
+    json!({
+        "cost": { "type": "number", "description": "What it cost in US dollars, as far as it is known." },
+        "costsUnknown": {
+            "type": "array", "items": { "type": "string" }, "description": "Models of calls whose cost is not known.",
+        },
+    })
+}
+
+fn run_extras(schema: &mut schemars::Schema) {
+    describe(schema, costs());
+    describe(
+        schema,
+        json!({
+            "concurrencyLimit": {
+                "type": "integer", "description": "How many of its conversations may be held at a time, if it has a limit of its own.",
+            },
+            "origin": {
+                "type": "object", "required": ["type", "runId"],
+                "description": "The run that it was made of.",
+                "properties": {
+                    "type": { "enum": ["rerun", "evaluation"] }, "runId": { "type": "string", "format": "uuid" },
+                },
+            },
+            "omitted": {
+                "type": "array", "items": { "type": "string" },
+                "description": "What was left out because the answer would have been too large.",
+            },
+        }),
+    );
+}
+
+fn item_extras(schema: &mut schemars::Schema) {
+    describe(schema, costs());
+    describe(
+        schema,
+        json!({
+            "costs": {
+                "type": "array",
+                "items": {
+                    "type": "object", "required": ["type", "cost"],
+                    "properties": { "type": { "enum": ["model", "call"] }, "cost": { "type": ["number", "null"] } },
+                },
+                "description": "What its model calls and its call cost; null where that is not known.",
+            },
+            "failureFault": {
+                "enum": ["target", "tester", "provider", "ringback"], "description": "Whose fault the failure was.",
+            },
+            "allRequiredSkipped": {
+                "type": "boolean", "description": "Whether it passed because every required evaluation was skipped.",
+            },
+        }),
+    );
+}
+
+fn metadata_extras(schema: &mut schemars::Schema) {
+    describe(
+        schema,
+        json!({
+            "origin": {
+                "type": "object", "required": ["runId", "itemId"],
+                "description": "The item that it was made of.",
+                "properties": {
+                    "runId": { "type": "string", "format": "uuid" }, "itemId": { "type": "string", "format": "uuid" },
+                },
+            },
+            "omitted": {
+                "type": "array", "items": { "type": "string" },
+                "description": "What was left out because the answer would have been too large.",
+            },
+        }),
+    );
+}
+
 /// How the tester reaches the target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = transport_extras)]
 pub struct Transport {
     /// The kind of connection.
     pub provider: TransportProvider,
@@ -157,6 +254,7 @@ pub struct CreateSimulationRun {
 /// A stored run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = run_extras)]
 pub struct SimulationRun {
     /// Unique id.
     pub id: String,
@@ -307,6 +405,7 @@ pub struct SimulationRunListSource {
 /// One conversation of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = item_extras)]
 pub struct SimulationRunItem {
     /// Unique id.
     pub id: String,
@@ -379,6 +478,7 @@ pub struct SimulationRunItem {
 /// Definitions as they were when the run was created, and the conversation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = metadata_extras)]
 pub struct SimulationRunItemMetadata {
     /// The target, if it is an assistant.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,6 @@
 //! Definitions of simulations: personalities, scenarios, simulations and suites.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::assistant::CreateAssistant;
@@ -306,12 +306,22 @@ pub struct Server {
     pub extra: Object,
 }
 
+/// Reads how a delay develops. Clients made from a description in which it is an object send one, with the word in it.
+fn backoff_type<'de, D: Deserializer<'de>>(input: D) -> Result<BackoffType, D::Error> {
+    let word = match Value::deserialize(input)? {
+        Value::Object(mut object) => object.remove("type").unwrap_or_default(),
+        word => word,
+    };
+    let word = Option::<BackoffType>::deserialize(word).map_err(serde::de::Error::custom)?;
+    Ok(word.unwrap_or_default())
+}
+
 /// How a failed request is retried.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackoffPlan {
     /// How the delay develops.
-    #[serde(rename = "type", default, deserialize_with = "kinds::or_default")]
+    #[serde(rename = "type", default, deserialize_with = "backoff_type")]
     #[schemars(with = "Option<BackoffType>")]
     pub kind: BackoffType,
     /// The most retries.
