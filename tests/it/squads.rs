@@ -7,7 +7,7 @@ use crate::{
     api::{SCENARIO, UNKNOWN, assert_refused, passing},
     fixtures::{
         RUNS, assert_items_valid, assert_valid, assistant, by_voice, counts, ended, endpoint, inline,
-        inline_target, item_path, items, list, pages, personality, run, text,
+        inline_target, item_path, items, list, personality, run, text,
     },
     provider::{Auto, ProviderStandIn},
     server::{Api, local},
@@ -122,7 +122,10 @@ async fn squads_are_kept_changed_listed_and_deleted() {
         api.post(SQUAD, &plain).await;
     }
     assert_eq!(list(&api.get(SQUAD).await).len(), 4);
-    assert_eq!(pages(&api, SQUAD, 3).await.len(), 4);
+    for (page, found) in [(1, 3), (2, 1)] {
+        let page = api.get(&format!("{SQUAD}?page={page}&limit=3")).await;
+        assert_eq!(list(&page["results"]).len(), found);
+    }
 
     // Its members are replaced; an assistant can go although a squad names it, and the squad can still be renamed.
     api.delete(&format!("/assistant/{}", text(&stored["id"]))).await;

@@ -256,8 +256,8 @@ async fn suggestions_after_a_failure_are_kept_with_the_item() {
 
     for query in [
         "?force=yes",
-        "?force=1",
-        "?persist=TRUE",
+        "?force=2",
+        "?persist=truly",
         "?persist=no&force=true",
     ] {
         let answer = api.call(Method::POST, &format!("{generate}{query}"), None).await;
