@@ -982,7 +982,7 @@ mod tests {
     async fn what_fails_comes_again_and_what_succeeds_does_not() {
         let emulator = Emulator::start(Storage::Memory).await.unwrap();
         let url = emulator
-            .create_queue("work", Duration::from_secs(1))
+            .create_queue("work", Duration::from_secs(4))
             .await
             .unwrap()
             .url;
