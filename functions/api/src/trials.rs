@@ -140,7 +140,7 @@ struct Page {
 impl Page {
     fn parse(query: &Query) -> Result<Self, ApiError> {
         Ok(Self {
-            number: lists::whole(query, "page", 1, 1..=1_000_000)?,
+            number: lists::whole(query, "page", 1, 1..=lists::MAX_PAGE)?,
             limit: lists::whole(query, "limit", PAGE, 1..=PAGE)?,
         })
     }
