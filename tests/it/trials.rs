@@ -344,11 +344,13 @@ async fn outages_and_cancellations_are_no_trials() {
         (stand_in.in_flight() == 2).then_some(())
     })
     .await;
-    let summary = api.get(&of(&created, "summary")).await;
-    assert_eq!(
-        (&summary["status"], &summary["totals"]["open"]),
-        (&json!("running"), &json!(2))
-    );
+    // A run's own state follows those of its items a moment later.
+    let summary = until("the run to be seen as running", LONG, async || {
+        let summary = api.get(&of(&created, "summary")).await;
+        (summary["status"] == "running").then_some(summary)
+    })
+    .await;
+    assert_eq!(summary["totals"]["open"], 2);
     let one = &summary["simulations"][0];
     assert_eq!(
         (&one["passRate"], &one["wilson95"], &one["passHatK"]),
