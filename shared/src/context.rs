@@ -9,9 +9,10 @@ use uuid::Uuid;
 use crate::{
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError},
-    conversation::{self, Limits},
+    conversation::{self, Limits, Script, ScriptParts},
     ids,
     llm::ModelClient,
+    models::eval::ChatEvalMessage,
     net::Outbound,
     queue::Queues,
     secrets::{Secrets, SecretsManager},
@@ -77,6 +78,7 @@ pub struct Briefing {
     /// The item that the item came from, if its run came from another one.
     pub origin: Option<ItemOrigin>,
     plan: SharedPlan,
+    script: OnceLock<Arc<Script>>,
 }
 
 /// The fixed part of conversations, made when the first of them needs it.
@@ -96,10 +98,32 @@ impl Briefing {
                 target: conversation::Target::of(&self.target),
                 tool_mocks: scenario.get("toolMocks").unwrap_or(&Value::Null),
                 target_overrides: scenario.get("targetOverrides").unwrap_or(&Value::Null),
+                runs_tools: runs_tools(scenario),
                 limits,
             }))
         };
         Arc::clone(self.plan.get_or_init(make))
+    }
+
+    /// The fixed part of the eval's mock conversation. The limits are those of the first call.
+    ///
+    /// # Errors
+    /// The eval is not what this version of Ringback writes.
+    pub fn script(&self, limits: Limits) -> Result<Arc<Script>, StoreError> {
+        if let Some(script) = self.script.get() {
+            return Ok(Arc::clone(script));
+        }
+        let messages = self.snapshot.eval.get("messages").cloned().unwrap_or_default();
+        let messages: Vec<ChatEvalMessage> =
+            serde_json::from_value(messages).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let script = Arc::new(Script::new(&ScriptParts {
+            messages: &messages,
+            target: conversation::Target::of(&self.target),
+            overrides: self.target.get("assistantOverrides").unwrap_or(&Value::Null),
+            runs_tools: runs_tools(&self.target),
+            limits,
+        }));
+        Ok(Arc::clone(self.script.get_or_init(|| script)))
     }
 
     /// Whether the target is a speech-to-speech model; see [`conversation::has_live_target`].
@@ -108,6 +132,11 @@ impl Briefing {
         let overrides = self.snapshot.scenario.get("targetOverrides");
         conversation::has_live_target(&self.target, overrides.unwrap_or(&Value::Null))
     }
+}
+
+/// Whether this says that tools without a mock are run for real.
+fn runs_tools(asked: &Value) -> bool {
+    asked.get("unmockedTools").and_then(Value::as_str) == Some("run")
 }
 
 /// How many briefings a process keeps: they never change, and a run's items come one after the other.
@@ -218,6 +247,7 @@ impl Context {
                 target,
                 origin,
                 plan,
+                script: OnceLock::new(),
             }))
         });
         self.snapshots

@@ -6,6 +6,8 @@
 //!
 //! The target may be a squad: then one member after the other is the target, and the stored replies alone say which.
 
+mod checkpoint;
+mod mock;
 mod squad;
 
 use std::{
@@ -22,7 +24,11 @@ use crate::{
 };
 
 use self::squad::{Handoff, Member};
-pub use self::squad::{Target, has_live_target};
+pub use self::{
+    checkpoint::check as check_patterns,
+    mock::{Done, Mock, MockNext, Script, ScriptParts, Step},
+    squad::{Target, has_live_target},
+};
 
 const END_CALL: &str = "endCall";
 
@@ -201,6 +207,8 @@ pub struct Parts<'a> {
     pub tool_mocks: &'a Value,
     /// The scenario's `targetOverrides`, or null.
     pub target_overrides: &'a Value,
+    /// Whether tools without a mock are run for real.
+    pub runs_tools: bool,
     /// How long it may be.
     pub limits: Limits,
 }
@@ -292,6 +300,8 @@ pub struct Plan {
     first: Side,
     others: Vec<Side>,
     mocks: HashMap<String, String>,
+    /// The tools of each member that are run for real.
+    tools: Vec<Runnable>,
     starter: Speaker,
     first_message: Option<String>,
     limits: Limits,
@@ -354,6 +364,11 @@ impl Plan {
             first: Side::target(lead, &members),
             others: others.map(|member| Side::target(member, &members)).collect(),
             mocks: mocks.collect(),
+            tools: members
+                .iter()
+                .filter(|_| parts.runs_tools)
+                .map(|member| runnable(&member.assistant))
+                .collect(),
             starter,
             first_message,
             limits,
@@ -405,7 +420,7 @@ impl Plan {
                 Err(why) => why,
             },
             (None, None) => format!(
-                "Error: the tool {0} was not run. This simulation runs no tools; add a tool mock with the name {0}.",
+                "Error: the tool {0} was not run. Add a tool mock with the name {0}.",
                 call.name
             ),
         };
@@ -601,6 +616,62 @@ fn nonempty(value: Option<&Value>) -> Option<&str> {
     value.and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
+fn tool_kind(tool: &Object) -> &str {
+    nonempty(tool.get("type")).unwrap_or("function")
+}
+
+/// What a tool takes that does not say it itself.
+fn usual_parameters(kind: &str) -> Value {
+    let properties = match kind {
+        "dtmf" => json!({"dtmf": {"type": "string", "description": "The keys to press, such as 1234#."}}),
+        "query" => json!({"knowledgeBaseNames": {"type": "array", "items": {"type": "string"}}}),
+        _ => json!({}),
+    };
+    json!({"type": "object", "properties": properties})
+}
+
+/// What a tool is called.
+fn tool_name(tool: &Object) -> Option<&str> {
+    let own = tool
+        .get("function")
+        .and_then(|function| nonempty(function.get("name")));
+    let top = nonempty(tool.get("name"));
+    match tool_kind(tool) {
+        "function" => own.or(top),
+        "apiRequest" => top.or(own),
+        kind => own.or(top).or(Some(kind)),
+    }
+}
+
+/// The tools of an assistant that can be run, by their names, each with the server that is asked.
+type Runnable = HashMap<String, Arc<Value>>;
+
+fn runnable(assistant: &Object) -> Runnable {
+    let server = assistant.get("server").cloned().or_else(|| {
+        let url = assistant.get("serverUrl")?;
+        Some(json!({ "url": url }))
+    });
+    let tools = assistant.get("model").and_then(|model| model.get("tools"));
+    let tools = tools.and_then(Value::as_array).into_iter().flatten();
+    let mut named = HashMap::new();
+    for tool in tools.filter_map(Value::as_object) {
+        let kind = tool_kind(tool);
+        let Some(name) = tool_name(tool).filter(|_| matches!(kind, "function" | "apiRequest")) else {
+            continue;
+        };
+        let mut tool = tool.clone();
+        if kind == "function"
+            && let Some(server) = &server
+        {
+            tool.entry("server").or_insert_with(|| server.clone());
+        }
+        named
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(Value::Object(tool)));
+    }
+    named
+}
+
 /// The tools of one side.
 #[derive(Debug, Default)]
 struct Tools {
@@ -624,17 +695,10 @@ impl Tools {
     }
 
     fn add(&mut self, tool: &Object) {
-        let kind = nonempty(tool.get("type")).unwrap_or("function");
+        let kind = tool_kind(tool);
         let function = tool.get("function").and_then(Value::as_object);
         let field = |name: &str| function.and_then(|function| function.get(name));
-        let own = nonempty(field("name"));
-        let top = nonempty(tool.get("name"));
-        let name = match kind {
-            "function" => own.or(top),
-            "apiRequest" => top.or(own),
-            _ => own.or(top).or(Some(kind)),
-        };
-        let Some(name) = name else { return };
+        let Some(name) = tool_name(tool) else { return };
         // A server refuses two tools of one name.
         if !self.names.insert(name.to_owned()) {
             return;
@@ -652,10 +716,9 @@ impl Tools {
             None
         };
         let parameters = field("parameters").or(body).filter(|schema| schema.is_object());
-        let nothing = || json!({"type": "object", "properties": {}});
         out.insert(
             "parameters".to_owned(),
-            parameters.cloned().unwrap_or_else(nothing),
+            parameters.cloned().unwrap_or_else(|| usual_parameters(kind)),
         );
         if let Some(strict) = field("strict") {
             out.insert("strict".to_owned(), strict.clone());
@@ -865,6 +928,27 @@ impl Conversation {
             model: reply.model,
             cost: reply.cost,
             ..record
+        }
+    }
+
+    /// The tools of an accepted reply that are to be run for real, each with the place of its result: until then that says that it
+    /// was not run.
+    #[must_use]
+    pub fn to_run(&self, reply: &Reply) -> Vec<(usize, Arc<Value>, ToolCall)> {
+        let Some(tools) = self.plan.tools.get(self.active) else {
+            return Vec::new();
+        };
+        let side = self.plan.side(reply.speaker, self.active);
+        let calls = reply.tool_calls.iter().zip(&reply.tool_results).enumerate();
+        let to_run = calls.filter_map(|(place, (call, result))| {
+            let own = side.end_tools.contains(&call.name) || side.handoffs.contains_key(&call.name);
+            let tool = tools.get(&call.name).filter(|_| !result.mocked && !own)?;
+            Some((place, Arc::clone(tool), call.clone()))
+        });
+        if reply.speaker == Speaker::Target {
+            to_run.collect()
+        } else {
+            Vec::new()
         }
     }
 
@@ -1119,6 +1203,7 @@ mod tests {
             target: Target::Assistant(&target),
             tool_mocks: &mocks,
             target_overrides: &overrides,
+            runs_tools: false,
             limits: Limits::default(),
         }))
     }

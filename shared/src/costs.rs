@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    conversation::Reply,
+    conversation::{Reply, Step},
     evaluation::{Extractions, Verdict},
     llm::{ChatReply, Purpose, Usage},
     store::{ItemDetail, StoreError},
@@ -151,6 +151,23 @@ pub struct Judged {
     /// The calls of the judging models.
     #[serde(default)]
     pub model_uses: Vec<ModelUse>,
+}
+
+/// What came of an eval and what that took, as they are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlayedEval {
+    /// The result as clients see it.
+    pub result: Value,
+    /// The calls of the target and of the judging models.
+    #[serde(default)]
+    pub model_uses: Vec<ModelUse>,
+}
+
+/// What the steps of a mock conversation took.
+#[must_use]
+pub fn of_steps(steps: &[Step]) -> Vec<ModelUse> {
+    steps.iter().filter_map(|step| step.used.clone()).collect()
 }
 
 /// The part of [`Judged`] that costs are read from.

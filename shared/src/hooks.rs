@@ -239,6 +239,7 @@ mod tests {
             personality: Value::Null,
             simulation: json!({"id": "s"}),
             outputs: Map::new(),
+            eval: Value::Null,
         }
     }
 

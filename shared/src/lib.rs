@@ -22,6 +22,7 @@ pub mod receive;
 pub mod secrets;
 pub mod store;
 pub mod telemetry;
+pub mod tool;
 pub mod trials;
 pub mod webhook;
 pub mod writing;

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{costs::ModelCosts, ids, models::run::ItemStatus};
+use crate::{costs::ModelCosts, ids, models::run::ItemStatus, store::RunKind};
 
 mod call;
 mod hook;
@@ -94,6 +94,25 @@ pub enum Fault {
     Ringback,
 }
 
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// Something refused or broke.
+    #[default]
+    Error,
+    /// Something took too long.
+    Timeout,
+    /// This system gave up on it.
+    Aborted,
+}
+
+impl Cause {
+    fn is_error(&self) -> bool {
+        *self == Self::Error
+    }
+}
+
 /// Why an item failed without a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -101,6 +120,9 @@ pub struct Failure {
     pub reason: String,
     /// Whose fault it was.
     pub fault: Option<Fault>,
+    /// What kind of failure it was.
+    #[serde(default, skip_serializing_if = "Cause::is_error")]
+    pub cause: Cause,
 }
 
 impl Failure {
@@ -115,7 +137,17 @@ impl Failure {
             short.pop();
             short.push('…');
         }
-        Self { reason: short, fault }
+        Self {
+            reason: short,
+            fault,
+            cause: Cause::Error,
+        }
+    }
+
+    /// The same of another kind.
+    #[must_use]
+    pub fn with(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 }
 
@@ -226,6 +258,9 @@ pub struct Item {
     pub org: Uuid,
     /// The run.
     pub run: Uuid,
+    /// What its run is.
+    #[serde(default, skip_serializing_if = "RunKind::is_simulation")]
+    pub kind: RunKind,
     /// The item's place in its run, from 0.
     pub index: u32,
     /// Which of the run's simulations it is, from 0.
@@ -329,6 +364,7 @@ impl Item {
         Self {
             org,
             run,
+            kind: RunKind::Simulation,
             index,
             simulation: index / iterations,
             iteration: index % iterations + 1,
@@ -613,6 +649,24 @@ impl Item {
             },
             now,
         );
+        item.failure = verdict.err();
+        Ok(item)
+    }
+
+    /// The worker that held the conversation ends it at `now` together with its verdict: it was judged as it went.
+    ///
+    /// # Errors
+    /// When the worker holds the item no longer.
+    pub fn conclude(
+        &self,
+        owner: &str,
+        reason: &str,
+        verdict: Result<(), Failure>,
+        now: i64,
+    ) -> Result<Self, Refused> {
+        let mut item = self.end_conversation(owner, reason, now)?;
+        let passed = verdict.is_ok();
+        item.close(if passed { State::Passed } else { State::Failed }, now);
         item.failure = verdict.err();
         Ok(item)
     }

@@ -10,7 +10,8 @@ use crate::{
     costs::ModelCosts,
     lifecycle::{Facts, Hook, Item, Refused, Tally},
     store::{
-        Counted, HookKey, ItemKey, PARTITION, RunHead, RunState, StoreError, StoredTally, TransitionError,
+        Counted, HookKey, ItemKey, PARTITION, RunHead, RunKey, RunState, StoreError, StoredTally,
+        TransitionError,
     },
 };
 
@@ -29,6 +30,10 @@ const CANCELED_AT_ONCE: usize = 12;
 /// # Errors
 /// When the table cannot be read or written.
 pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result<RunHead, BoxError> {
+    if head.is_deletable(ctx.clock.now_ms()) {
+        ctx.store.delete_run(&head).await?;
+        return Ok(head);
+    }
     let mut head = expand_until(ctx, head, u32::MAX, deadline).await?;
     while head.canceled_at.is_some()
         && head.state != RunState::Ended
@@ -95,7 +100,8 @@ pub async fn expand_until(
 ///
 /// # Errors
 /// When the table cannot be read or written.
-pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Result<(), StoreError> {
+pub async fn recount(ctx: &Context, key: RunKey, partition: u32) -> Result<(), StoreError> {
+    let run = key.run;
     let (items, before) = ctx.store.partition(run, partition).await?;
     let tally = Tally::of(items.iter().map(|item| (item.state, item.simulation)))
         .with_costs(items.iter().map(Counted::costs));
@@ -120,27 +126,27 @@ pub async fn recount(ctx: &Context, org: Uuid, run: Uuid, partition: u32) -> Res
         return Ok(());
     }
     if full || tally.is_under_way() {
-        settle(ctx, org, run, full).await?;
+        settle(ctx, key, full).await?;
     }
     // Also when nothing has changed: whoever counted before may have died before this.
     if full {
-        recost(ctx, org, run).await?;
+        recost(ctx, key).await?;
     }
     Ok(())
 }
 
 /// Brings the final counts of a run that has ended up to its tallies: a provider may tell what a call cost long after its item
 /// was over, and so may a worker that was overtaken by a cancellation.
-async fn recost(ctx: &Context, org: Uuid, run: Uuid) -> Result<(), StoreError> {
+async fn recost(ctx: &Context, key: RunKey) -> Result<(), StoreError> {
     for _ in 0..RECOST_TRIES {
-        let Some(head) = ctx.store.run(org, run).await? else {
+        let Some(head) = ctx.store.run(key).await? else {
             return Ok(());
         };
         if head.state != RunState::Ended {
             return Ok(());
         }
         // Read after the head: whoever writes the head in between has seen no more than this, or this is read anew.
-        let counts = ctx.store.tally(run, head.total).await?;
+        let counts = ctx.store.tally(head.id, head.total).await?;
         if head.counts.as_ref() == Some(&counts) {
             return Ok(());
         }
@@ -165,15 +171,15 @@ async fn recost(ctx: &Context, org: Uuid, run: Uuid) -> Result<(), StoreError> {
 }
 
 /// Brings a run's head up to its tallies: started, and with `maybe_over` ended if all its items are over.
-async fn settle(ctx: &Context, org: Uuid, run: Uuid, maybe_over: bool) -> Result<(), StoreError> {
-    let Some(head) = ctx.store.run(org, run).await? else {
+async fn settle(ctx: &Context, key: RunKey, maybe_over: bool) -> Result<(), StoreError> {
+    let Some(head) = ctx.store.run(key).await? else {
         return Ok(());
     };
     if head.state == RunState::Ended {
         return Ok(());
     }
     let counts = if maybe_over && head.expanded == head.total {
-        Some(ctx.store.tally(run, head.total).await?).filter(|tally| tally.terminal() == head.total)
+        Some(ctx.store.tally(head.id, head.total).await?).filter(|tally| tally.terminal() == head.total)
     } else {
         None
     };
@@ -195,7 +201,7 @@ async fn settle(ctx: &Context, org: Uuid, run: Uuid, maybe_over: bool) -> Result
         .await?;
     if ends {
         // Whoever counted a late cost a moment ago has found a run that goes on.
-        recost(ctx, org, run).await?;
+        recost(ctx, key).await?;
     }
     Ok(())
 }
@@ -212,9 +218,9 @@ pub async fn recount_all(ctx: &Context, head: &RunHead, deadline: Deadline) -> R
         if deadline.left() <= MARGIN {
             break;
         }
-        recount(ctx, head.org, head.id, (first + step) % partitions).await?;
+        recount(ctx, head.key(), (first + step) % partitions).await?;
     }
-    settle(ctx, head.org, head.id, true).await
+    settle(ctx, head.key(), true).await
 }
 
 /// Folds what a provider said into the item that it is about. What is known already changes nothing.

@@ -1,5 +1,5 @@
 """Stands in for what Ringback talks to, on one loopback port and with nothing but the standard library: an OpenAI-compatible
-model server, a voice provider that speaks infra/PROVIDER.md, and a receiver of hooks.
+model server, a voice provider that speaks infra/PROVIDER.md, and a receiver of hooks and of calls of tools.
 
 What the models say follows from the requests alone. How one behaves is written into its prompt as JSON between `<<` and
 `>>`, as in tests/it/stand_in.rs:
@@ -7,10 +7,17 @@ What the models say follows from the requests alone. How one behaves is written 
   the tester   {"turns": 2}        hangs up after so many turns (2 unless it says)
                {"hang": true}      does not answer until `POST /release`
   the target   {"say": "..."}      always says that
+               {"hang": true}      does not answer until `POST /release`
+               {"status": 400}     is answered by its server with that status
                {"tool": "name"}    calls that tool first, and then says what the tool said
                {"handoff": true}   calls its first tool for handing over, once
                {"place": "..."}    where its answers come from
   the judge    a description `<<value>>` gives the value of an output
+               {"say": "pass"}     the judge of a checkpoint always says that
+               {"passIf": "..."}   it passes what it is told if that is in it, and fails everything else; for a judge
+                                   without a prompt of its own a header `x-pass-if` says so
+
+The last prompt that says anything counts, so that a system message in the middle of an eval changes what the target does.
 
 Everything else that is asked for with a JSON schema gets an instance of the schema: of an enumeration the next value each
 time, a list of three, and texts with a number that counts such requests, so that what was made anew can be told from what was
@@ -113,16 +120,17 @@ class Models:
         self.answers = itertools.count(1)
         self.released = threading.Event()
 
-    def reply(self, path, request):
-        """The message that answers a chat completion."""
+    def reply(self, path, request, pass_if=None):
+        """The message that answers a chat completion. `pass_if` is what a judge is to look for, unless its prompt says."""
         messages = request.get("messages") or []
-        wanted = {}
-        for message in messages:
-            if message.get("role") in ("system", "developer"):
-                found = directive(text_of(message))
-                wanted = found if isinstance(found, dict) else wanted
+        wanted = prompted(messages)
         if request.get("response_format", {}).get("type") == "json_schema":
             return {"role": "assistant", "content": json.dumps(self.instance(request, messages))}
+        pass_if = wanted.get("passIf", pass_if)
+        if pass_if is not None:
+            return {"role": "assistant", "content": verdict(messages, pass_if)}
+        if wanted.get("hang"):
+            self.released.wait(600)
         if not path.startswith("/target") and "endCall" in tool_names(request):
             return self.tester(messages, wanted)
         return self.target(request, messages, wanted)
@@ -138,8 +146,6 @@ class Models:
         return values
 
     def tester(self, messages, wanted):
-        if wanted.get("hang"):
-            self.released.wait(600)
         said = sum(message.get("role") == "assistant" for message in messages)
         if said >= wanted.get("turns", 2):
             return calling("endCall", {"reason": "done"}, "Thank you, goodbye.")
@@ -173,6 +179,23 @@ def described(lines, key):
         return None
     # An output with a prompt of its own: there it is somewhere in the prompt.
     return next((found for found in map(directive, lines) if found is not None), None)
+
+
+def prompted(messages):
+    """What the last prompt that has a directive wants."""
+    wanted = {}
+    for message in messages:
+        if message.get("role") in ("system", "developer"):
+            found = directive(text_of(message))
+            wanted = found if isinstance(found, dict) else wanted
+    return wanted
+
+
+def verdict(messages, pass_if):
+    """A judge's word on what it is told, which is everything but its directive."""
+    texts = [text_of(message) for message in messages]
+    told = "".join(text.partition(">>")[2] if "<<" in text else text for text in texts)
+    return "pass" if pass_if in told else "fail"
 
 
 def calling(name, arguments, content=None):
@@ -269,7 +292,7 @@ class Calls:
 
 
 class StandIn:
-    """The server. `url` is where it listens; what came to `/hooks/...` is in `GET /hooks`."""
+    """The server. `url` is where it listens; what came to `/hooks/...` and `/tools/...` is in `GET /hooks`."""
 
     def __init__(self):
         self.models = Models()
@@ -314,16 +337,26 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {})
         if path.endswith("/chat/completions"):
             request = json.loads(body)
-            message = self.stand_in.models.reply(path, request)
+            status = prompted(request.get("messages") or []).get("status")
+            if status:
+                return self.answer(status, {"error": {"message": "the model is not to be had"}})
+            message = self.stand_in.models.reply(path, request, self.headers.get("x-pass-if"))
             reason = "tool_calls" if message.get("tool_calls") else "stop"
             choice = {"index": 0, "message": message, "finish_reason": reason}
             usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
             completion = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "stand-in"}
             return self.answer(200, {**completion, "choices": [choice], "usage": usage})
-        if path.startswith("/hooks/"):
+        if path.startswith(("/hooks/", "/tools/")):
             headers = {name.lower(): value for name, value in self.headers.items()}
-            self.stand_in.hooks.append({"path": path, "headers": headers, "body": json.loads(body)})
-            return self.answer(200, {})
+            sent = json.loads(body)
+            self.stand_in.hooks.append({"path": path, "headers": headers, "body": sent})
+            if path.startswith("/hooks/"):
+                return self.answer(200, {})
+            results = [
+                {"toolCallId": call["id"], "result": f"{call['arguments'].get('day')} at ten is free"}
+                for call in sent["message"]["toolCallList"]
+            ]
+            return self.answer(200, {"results": results})
         if path == "/provider-secret":
             secret = json.loads(body)["secret"]
             self.stand_in.calls.secret = base64.b64decode(secret.removeprefix("whsec_") + "==")

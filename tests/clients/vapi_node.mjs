@@ -1,5 +1,5 @@
-// Calls every simulations, structured-output, assistant and squad method of Vapi's Node client, with all the fields of their
-// requests, and looks at what comes back. Run it with run.py. What the server does is looked at more closely in
+// Calls every simulations, eval, structured-output, assistant and squad method of Vapi's Node client, with all the fields of
+// their requests, and looks at what comes back. Run it with run.py. What the server does is looked at more closely in
 // vapi_python.py; here it is looked at through the other client's eyes: its own encoding of queries and bodies, and its errors.
 
 import { Vapi, VapiClient, VapiError } from "@vapi-ai/server-sdk";
@@ -31,6 +31,7 @@ const CLIENTS = [
     "structuredOutputs",
     "assistants",
     "squads",
+    "eval",
 ];
 // Methods that Ringback does not serve: the reasons are in vapi_python.py. A check sees to it that they are refused cleanly.
 const OUTSIDE = new Set(["assistants.assistantControllerValidateBackgroundSoundUrl"]);
@@ -38,8 +39,8 @@ const OUTSIDE = new Set(["assistants.assistantControllerValidateBackgroundSoundU
 // A retry would hide a refusal.
 const client = new VapiClient({ token: KEY, baseUrl: URL_, maxRetries: 0 });
 const record = new Record();
-const [personalities, scenarios, simulations, suites, runs, outputs, assistants, squads] = CLIENTS.map((name) =>
-    record.wrap(name, client[name]),
+const [personalities, scenarios, simulations, suites, runs, outputs, assistants, squads, evals] = CLIENTS.map(
+    (name) => record.wrap(name, client[name]),
 );
 
 const CHAT = { provider: "vapi.webchat" };
@@ -121,6 +122,67 @@ async function ended(run) {
     return [done, await runs.simulationRunControllerFindItems({ id: run.id, sortOrder: "ASC" })];
 }
 
+const user = (content) => ({ role: "user", content });
+/** A prompt in the middle of a conversation: the stand-in's target does from then on what it says. */
+const system = (content) => ({ role: "system", content });
+const toolSays = (content) => ({ role: "tool", content });
+const mockCall = (args, name = "findSlot") => ({ name, ...(args && { arguments: args }) });
+
+/** A message that the target has to write, judged as the plan says; `more` may say how it goes on. */
+const checkpoint = (judgePlan, more = {}) => ({ role: "assistant", judgePlan, ...more });
+const exact = (content, toolCalls, continuePlan) =>
+    checkpoint({ type: "exact", content, ...(toolCalls && { toolCalls }) }, continuePlan && { continuePlan });
+const regex = (content, toolCalls) => checkpoint({ type: "regex", content, ...(toolCalls && { toolCalls }) });
+
+/** The plan of a model that judges, behind an address of its own. */
+function byModel(text, more = {}, modelMore = {}) {
+    const messages = text === undefined ? [] : [{ role: "system", content: text }];
+    const limits = { temperature: 0, maxTokens: 50, timeoutSeconds: 20 };
+    const model = { provider: "custom-llm", url: `${STAND_IN}/judge/v1`, model: "judge-1", messages, ...limits, ...modelMore };
+    return { type: "ai", model, ...more };
+}
+
+function conversation(messages, more = {}) {
+    return { type: "chat.mockConversation", messages, ...more };
+}
+
+const GREETS = [user("Good day."), exact("answer 1 FROM bern.")];
+const CALLS_A_TOOL = 'You run a clinic. <<{"tool": "findSlot", "place": "Bern"}>>';
+
+/** Starts a run of an eval with these messages, or of the one that `more` names. */
+function play(messages, more = {}, options = undefined) {
+    const wanted = { type: "assistant", assistant: target() };
+    const named = messages && { eval: conversation(messages) };
+    return evals.evalControllerRun({ type: "eval", target: wanted, ...named, ...more }, options);
+}
+
+/** Waits for the end of an eval's run and gives it. */
+async function played(starting) {
+    const created = await starting;
+    const { id } = created;
+    contains(
+        created,
+        { evalRunId: id, workflowId: id, status: "queued", type: "eval", results: [], cost: 0, costs: [] },
+        "what was created",
+    );
+    for (const later of ["startedAt", "endedAt", "endedReason", "endedMessage"]) {
+        holds(!(later in created), `${later} is not known yet`);
+    }
+    return until("the eval to end", async () => {
+        const found = await evals.evalControllerGetRun({ id });
+        return found.status === "ended" && found;
+    });
+}
+
+/** The verdicts on the judged messages of a run's first result: null for one that passed, else why it failed. */
+function verdicts(run) {
+    const judged = run.results[0].messages.map((message) => message.judge).filter((judge) => judge);
+    return judged.map(({ status, failureReason }) => {
+        same(status, failureReason === undefined ? "pass" : "fail", `the status with ${failureReason}`);
+        return failureReason ?? null;
+    });
+}
+
 /** What several checks use, made when the first of them needs it. */
 const world = {};
 for (const [name, make] of Object.entries({
@@ -145,6 +207,7 @@ for (const [name, make] of Object.entries({
         }),
     assistant: () => assistants.create({ ...target(), name: "World assistant" }),
     output: () => outputs.structuredOutputControllerCreate({ name: "world", schema: { type: "string" } }),
+    eval: () => evals.evalControllerCreate(conversation(GREETS, { name: "World" })),
     squad: async () => squads.create({ name: "World", members: [{ assistantId: (await world.assistant).id }] }),
     run: async () => {
         const created = await start([{ type: "simulationSuite", simulationSuiteId: (await world.suite).id }], {
@@ -228,6 +291,13 @@ const parts = {
         get: (id) => squads.get(id),
         update: (body) => squads.update(body),
         remove: (id) => squads.delete(id),
+    },
+    eval: {
+        create: (body) => evals.evalControllerCreate(body),
+        list: (query) => evals.evalControllerGetPaginated(query),
+        get: (id) => evals.evalControllerGet(id),
+        update: (body) => evals.evalControllerUpdate(body),
+        remove: (id) => evals.evalControllerRemove(id),
     },
 };
 
@@ -407,6 +477,33 @@ check("squad: created, read, changed and deleted", async () => {
     );
 });
 
+check("eval: created, read, changed and deleted", async () => {
+    const continuePlan = {
+        exitOnFailureEnabled: true,
+        contentOverride: "Tuesday.",
+        toolCallsOverride: [mockCall({ day: "Tuesday" })],
+    };
+    const openai = { provider: "openai", model: "gpt-4.1", temperature: 0.5, messages: [user("{{messages[-1]}}")] };
+    await lifeOf(
+        parts.eval,
+        conversation(
+            [
+                system("The caller is in a hurry."),
+                user("A slot?"),
+                { role: "assistant", content: "Let me see.", toolCalls: [mockCall({ day: "Monday" }), mockCall()] },
+                toolSays('{"free": true}'),
+                exact("Monday.", [mockCall({ day: "Monday" })], continuePlan),
+                regex("/mon|tues/i", [mockCall({ day: "^Mon" })]),
+                checkpoint(byModel("Judge {{messages}}.", { autoIncludeMessageHistory: false })),
+                checkpoint({ type: "ai", model: openai }),
+                { role: "tool", judgePlan: byModel("Judge {{messages[-1]}}.") },
+            ],
+            { name: "Books", description: "Books a slot" },
+        ),
+        conversation(GREETS, { name: "Greets", description: "Says hello" }),
+    );
+});
+
 // Lists.
 
 /** Times have milliseconds, and filters have to tell one entry from the next. */
@@ -497,6 +594,14 @@ check("structured outputs are listed", async () => {
     );
     same(ids(await parts.output.list({ id: made[1].id })), [made[1].id], "one by its id");
     same(ids(await parts.output.list({ name: "list 2" })), [made[2].id], "one by its name");
+});
+
+check("evals are listed", async () => {
+    const make = (n) => conversation(GREETS, { name: `List ${n}` });
+    const made = await listed(parts.eval, make, { description: "Touched" }, { bare: false });
+    same(ids(await parts.eval.list({ id: made[1].id })), [made[1].id], "one by its id");
+    same((await parts.eval.list({ id: NOBODY })).results, [], "none");
+    holds((await parts.eval.list()).metadata.totalItems >= 3, "always a page");
 });
 
 check("assistants are listed", async () => {
@@ -790,6 +895,257 @@ check("a structured output is run on a conversation", async () => {
     await refused(() => outputs.structuredOutputControllerRun({ callIds: [call], previewEnabled: true }), 400);
 });
 
+// Evals.
+
+check("a stored eval is run against a stored assistant", async () => {
+    const [{ id: evalId }, { id: assistantId }] = [await world.eval, await world.assistant];
+    const created = await play(undefined, { evalId, target: { type: "assistant", assistantId } });
+    const done = await played(created);
+    contains(
+        done,
+        {
+            id: created.id,
+            orgId: created.orgId,
+            type: "eval",
+            evalId,
+            target: { type: "assistant", assistantId },
+            endedReason: "mockConversation.done",
+            cost: 0,
+            costs: [{ type: "model", model: "stand-in" }],
+        },
+        "the run",
+    );
+    holds(!("eval" in done) && !("endedMessage" in done), "what it has not");
+    const [result] = done.results;
+    const times = [done.createdAt, done.startedAt, result.startedAt, result.endedAt, done.endedAt];
+    same(times, [...times].sort(), "its times are in order");
+    same(result.status, "pass", "the verdict");
+    same(
+        result.messages,
+        [user("Good day."), { role: "assistant", content: "Answer 1 from Bern.", judge: { status: "pass" } }],
+        "what was said, and how it was judged",
+    );
+    same(await evals.evalControllerRemoveRun({ id: done.id }), done, "what was deleted comes back");
+    await refused(() => evals.evalControllerGetRun({ id: done.id }), 404, [done.id]);
+    await refused(() => evals.evalControllerRemoveRun({ id: done.id }), 404, [done.id]);
+});
+
+check("a checkpoint is judged as its plan says", async () => {
+    const slot = user("A slot, please.");
+    const { id: assistantId } = await assistants.create({ ...target(CALLS_A_TOOL), name: "Calls a tool" });
+    const calls = { target: { type: "assistant", assistantId } };
+    const unless = (passIf, told) => checkpoint(byModel(`<<{"passIf": "${passIf}"}>> Judge ${told}`));
+    const headers = { "x-pass-if": "from Bern" };
+    const cases = [
+        [[slot, exact("ANSWER 1 from bern.")], {}, [null]],
+        [[slot, exact("No.")], {}, ["Expected exact match: 'No.' but got: 'Answer 1 from Bern.'"]],
+        [[slot, exact("", [mockCall({ day: "Monday" })])], calls, [null]],
+        [
+            [slot, exact("", [mockCall({ day: 14 })])],
+            calls,
+            ["Tool call arguments mismatch. Expected day: '14' but got: 'Monday'"],
+        ],
+        // The content of a plan may be left out where it has tool calls.
+        [[slot, checkpoint({ type: "exact", toolCalls: [mockCall()] })], calls, [null]],
+        [
+            [slot, exact("", [mockCall(undefined, "bookSlot")])],
+            calls,
+            ["Expected tool calls: 'bookSlot' but got: 'findSlot'"],
+        ],
+        [[slot, regex("/^ANSWER \\d/i")], {}, [null]],
+        [[slot, regex("^(?![\\s\\S]*Basel)[\\s\\S]+$")], {}, [null]],
+        [[slot, regex("Basel")], {}, ["Expected match of pattern: 'Basel' but got: 'Answer 1 from Bern.'"]],
+        [[slot, regex("[\\s\\S]*", [mockCall({ day: "^Mon" })])], calls, [null]],
+        [[slot, unless("from Bern", "{{messages[-1]}}")], {}, [null]],
+        [[slot, unless("A slot", "{{messages[-1].content}}")], {}, ["The judge's verdict is fail"]],
+        [
+            [slot, checkpoint(byModel('<<{"say": "Maybe"}>>'))],
+            {},
+            ["The judge's verdict cannot be read: expected 'pass' or 'fail' but got: 'Maybe'"],
+        ],
+        [[slot, checkpoint(byModel(undefined, { autoIncludeMessageHistory: true }, { headers }))], {}, [null]],
+        [[slot, exact("", [mockCall()]), toolSays("Friday"), regex("tool says Friday")], calls, [null, null]],
+    ];
+    const started = [];
+    for (const [messages, more, reasons] of cases) {
+        started.push([messages, await play(messages, more), reasons]);
+    }
+    for (const [messages, created, reasons] of started) {
+        const done = await played(created);
+        same(verdicts(done), reasons, "the verdicts");
+        same(done.results[0].status, reasons.every((reason) => reason === null) ? "pass" : "fail", "the result");
+        same(done.results[0].messages.length, messages.length, "everything was played");
+        contains(done.eval, conversation(messages), "the eval, which was defined in place");
+    }
+});
+
+check("a plan says how the conversation goes on", async () => {
+    const exits = exact("Wrong.", undefined, { exitOnFailureEnabled: true });
+    let done = await played(play([user("One."), exits, user("Two."), exact("Answer 2 from Bern.")]));
+    same([verdicts(done).length, done.results[0].messages.length], [1, 2], "what comes after the exit is not played");
+    same([done.endedReason, done.results[0].status], ["mockConversation.done", "fail"], "its end");
+    const toolCallsOverride = [mockCall({ day: "Friday" })];
+    done = await played(
+        play([
+            user("One."),
+            exact("Wrong.", undefined, { contentOverride: "One moment.", toolCallsOverride }),
+            toolSays("Friday at nine"),
+            exact("Answer 1 from Bern. The tool says Friday at nine."),
+            user("Two."),
+            checkpoint(byModel('<<{"passIf": "One moment."}>> {{messages}}')),
+        ]),
+    );
+    same(
+        verdicts(done).map((reason) => reason === null),
+        [false, true, true],
+        "target and judges are told what took the answer's place",
+    );
+});
+
+check("an eval is run against assistants and squads by id and in place", async () => {
+    const placed = 'You run a clinic. <<{"place": "{{place}}"}>>';
+    const assistantOverrides = { variableValues: { place: "Basel" } };
+    const named = await assistants.create({ ...target(placed), name: "Placed" });
+    for (const wanted of [{ assistantId: named.id }, { assistant: target(placed) }]) {
+        const messages = [user("Where?"), exact("Answer 1 from Basel.")];
+        const more = { target: { type: "assistant", ...wanted, assistantOverrides } };
+        const done = await played(play(messages, more));
+        same(verdicts(done), [null], "the overrides are laid over the assistant");
+        contains(done.target, more.target, "its target");
+    }
+    const assistantDestinations = [{ type: "assistant", assistantName: "Billing", description: "For bills" }];
+    const members = [
+        { assistant: target('You are the desk. <<{"handoff": true}>>', "Desk"), assistantDestinations },
+        { assistant: target(placed, "Billing") },
+    ];
+    const stored = await squads.create({ name: "Squad of an eval", members });
+    for (const wanted of [{ squadId: stored.id }, { squad: { name: "In place", members } }]) {
+        const handsOver = exact("", [mockCall(undefined, "handoff_to_Billing")]);
+        const messages = [user("A bill, please."), handsOver, user("How much?"), exact("Answer 2 from Basel.")];
+        const more = { target: { type: "squad", ...wanted, assistantOverrides } };
+        const done = await played(play(messages, more));
+        same(verdicts(done), [null, null], "the desk hands over to billing");
+        contains(done.target, more.target, "its target");
+    }
+});
+
+check("several evals are run at once, and tools without a mock if that is asked for", async () => {
+    const agent = target(CALLS_A_TOOL);
+    agent.model.tools[0].server = { url: `${STAND_IN}/tools/node` };
+    const judgePlan = byModel('<<{"passIf": "Monday at ten is free"}>> {{messages[-1]}}');
+    const second = conversation([user("A slot?"), exact("", [mockCall()]), { role: "tool", judgePlan }]);
+    const body = {
+        type: "eval",
+        evals: [{ evalId: (await world.eval).id }, { eval: second }],
+        target: { type: "assistant", assistant: agent },
+        unmockedTools: "run",
+    };
+    const [status, created] = await http("POST", "/eval/run", body);
+    same(status, 201, `a run of several: ${JSON.stringify(created)}`);
+    const done = await played(created);
+    same(
+        done.results.map((result) => result.status),
+        ["fail", "pass"],
+        "a result for each, in order",
+    );
+    contains(done.results[1].messages[2], { role: "tool", content: "Monday at ten is free" }, "the response");
+    contains(done, { evals: body.evals, unmockedTools: "run" }, "the run says what was asked for");
+    const without = await played(play(second.messages, { target: body.target }));
+    holds(verdicts(without)[1].includes("findSlot was not run"), `a tool is not run by itself: ${verdicts(without)[1]}`);
+    same((await http("POST", "/eval/run", { ...body, evals: [] }))[0], 400, "a run of none");
+    same((await http("POST", "/eval/run", { ...body, unmockedTools: "maybe" }))[0], 400, "another word");
+});
+
+/** A run whose target falls silent after its first answer, and that waits for it. */
+async function silent() {
+    const created = await play([...GREETS, system('<<{"hang": true}>>'), user("Still there?"), exact("Yes.")]);
+    await until("it to run", async () => (await evals.evalControllerGetRun({ id: created.id })).status === "running");
+    return created;
+}
+
+check("a run of an eval is canceled, and deleted while it is under way", async () => {
+    const created = await silent();
+    const where = `/eval/run/${created.id}`;
+    const [status, canceled] = await http("PATCH", where);
+    same([status, canceled.id], [200, created.id], "the run comes back");
+    const done = await played(created);
+    same([done.endedReason, done.results[0].status], ["cancelled", "fail"], "its end");
+    holds(done.endedMessage, "and why");
+    const [again, refusal] = await http("PATCH", where);
+    same([again, refusal.statusCode], [400, 400], "a second time");
+    holds(refusal.message.includes("already ended"), refusal.message);
+    same((await http("PATCH", `/eval/run/${NOBODY}`))[0], 404, "a run that is not there");
+    const { id } = await silent();
+    const removed = await evals.evalControllerRemoveRun({ id });
+    same([removed.id, removed.status], [id, "running"], "what was deleted comes back");
+    await refused(() => evals.evalControllerGetRun({ id }), 404, [id]);
+});
+
+check("a run that breaks off says why and how far it came", async () => {
+    const done = await played(play([...GREETS, system('<<{"status": 400}>>'), user("Still there?"), exact("Yes.")]));
+    same([done.endedReason, done.results[0].status], ["error", "fail"], "its end");
+    holds(done.endedMessage.includes("400"), `why: ${done.endedMessage}`);
+    same(verdicts(done), [null], "what was judged before");
+});
+
+check("runs of evals are listed", async () => {
+    const { id: evalId } = await parts.eval.create(conversation(GREETS, { name: "Listed in Node" }));
+    const made = [];
+    for (const more of [{ evalId }, { eval: conversation(GREETS) }, { evalId }]) {
+        made.push(await tick(() => played(play(undefined, more))));
+    }
+    const [first, second, third] = made;
+    const newest = [third, second, first];
+    const within = { createdAtGe: first.createdAt, createdAtLe: third.createdAt };
+    const ask = async (query, found, what, options) => {
+        same(ids(await evals.evalControllerGetRunsPaginated({ ...within, ...query }, options)), ids(found), what);
+    };
+    const page = await evals.evalControllerGetRunsPaginated(within);
+    same(page.results, newest, "the newest first, each with its results");
+    contains(page.metadata, { totalItems: 3, currentPage: 1, itemsPerPage: 100, hasNextPage: false }, "metadata");
+    await ask({ sortOrder: "ASC", sortBy: "createdAt" }, made, "the oldest first");
+    await ask({ page: 2, limit: 2 }, [first], "the second page");
+    await ask({ createdAtGt: first.createdAt, createdAtLt: third.createdAt }, [second], "without the bounds");
+    await ask({ updatedAtLt: second.createdAt }, [first], "changed before the second was there");
+    await ask({ updatedAtLe: second.createdAt }, [first], "or just then");
+    await ask({ updatedAtGt: second.endedAt }, [third], "changed after the second ended");
+    await ask({ updatedAtGe: third.createdAt }, [third], "changed since the third was there");
+    await ask({ id: second.id }, [second], "one by its id");
+    await ask({ id: NOBODY }, [], "none");
+    await ask({}, [third, first], "those of one eval", { queryParams: { evalId } });
+    await ask({}, [third, first], "a search", { queryParams: { search: "listed in NODE" } });
+    await refused(() => evals.evalControllerGetRunsPaginated({ limit: 1001 }), 400, ["limit"]);
+    await refused(() => evals.evalControllerGetRunsPaginated({ sortOrder: "UP" }), 400, ["sortOrder"]);
+});
+
+check("a bad eval is refused with what is wrong", async () => {
+    const { id: evalId } = await world.eval;
+    const create = (messages, more) => parts.eval.create(conversation(messages, more));
+    for (const [call, ...words] of [
+        [() => create([user("x"), regex("(")]), "messages.1.judgePlan.content"],
+        [() => create([checkpoint({ type: "exact" })]), "messages.0.judgePlan.content", "toolCalls"],
+        [() => create([checkpoint({ type: "guess" })]), "judgePlan", "exact, regex, ai"],
+        [() => create([user("x".repeat(1001))]), "messages.0.content", "1000"],
+        [() => create([], { name: "x".repeat(81) }), "name", "80"],
+        [() => parts.eval.update({ id: evalId, messages: [regex("(")] }), "messages.0.judgePlan.content"],
+        [() => play([user("Nothing is judged.")]), "checkpoint"],
+        [() => play(undefined), "evalId", "eval"],
+        [() => play(GREETS, { evalId }), "evalId", "eval"],
+        [() => play(GREETS, { target: { type: "assistant" } }), "target", "assistant"],
+    ]) {
+        same((await refused(call, 400, words)).error, "Bad Request", "error");
+    }
+});
+
+check("the same request with the same key plays an eval once", async () => {
+    const { id: evalId } = await world.eval;
+    const options = { headers: { "Idempotency-Key": `node-eval-${Date.now()}` } };
+    const first = await play(undefined, { evalId }, options);
+    await played(first);
+    same(await play(undefined, { evalId }, options), first, "the answer, though the run has ended");
+    await refused(() => play(GREETS, {}, options), 409, ["Idempotency-Key"]);
+});
+
 // Refusals.
 
 check("a wrong key is refused everywhere", async () => {
@@ -803,6 +1159,8 @@ check("a wrong key is refused everywhere", async () => {
         () => stranger.structuredOutputs.structuredOutputControllerFindAll(),
         () => stranger.assistants.list(),
         () => stranger.squads.list(),
+        () => stranger.eval.evalControllerGetPaginated(),
+        () => stranger.eval.evalControllerGetRunsPaginated(),
     ]) {
         same((await refused(call, 401, ["API key"])).error, "Unauthorized", "error");
     }
@@ -822,6 +1180,11 @@ check("what is not there is not found", async () => {
     await refused(() => runs.simulationRunControllerFindItems({ id }), 404, [NOBODY]);
     await refused(() => runs.simulationRunControllerFindItem({ id, itemId: id }), 404, [NOBODY]);
     await refused(() => runs.simulationRunControllerCancelItem({ id, itemId: id }), 404, [NOBODY]);
+    await refused(() => evals.evalControllerGetRun({ id }), 404, [NOBODY]);
+    await refused(() => evals.evalControllerRemoveRun({ id }), 404, [NOBODY]);
+    await refused(() => play(undefined, { evalId: id }), 404, [NOBODY]);
+    await refused(() => play(GREETS, { target: { type: "assistant", assistantId: id } }), 404, [NOBODY]);
+    await refused(() => play(GREETS, { target: { type: "squad", squadId: id } }), 404, [NOBODY]);
     await refused(() => start([{ type: "simulation", simulationId: id }]), 404, [NOBODY]);
     await refused(() => start([{ type: "simulationSuite", simulationSuiteId: id }]), 404, [NOBODY]);
     await refused(() => start([inline()], { target: { type: "assistant", assistantId: id } }), 404, [NOBODY]);
@@ -877,6 +1240,7 @@ check("a run above the spending cap is refused", async () => {
     try {
         const body = await refused(() => start([inline()]), 402, [], Vapi.PaymentRequiredError);
         same(body.reason, "billing_limit", "why");
+        same((await refused(() => play(GREETS), 402)).reason, "billing_limit", "why an eval is not run");
     } finally {
         await http("PATCH", `/org/${org.id}`, { billingLimit: null });
     }

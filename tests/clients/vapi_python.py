@@ -1,5 +1,5 @@
-"""Calls every simulations, structured-output, assistant and squad method of Vapi's Python client, with all of their arguments,
-and looks at what comes back. Run it with run.py."""
+"""Calls every simulations, eval, structured-output, assistant and squad method of Vapi's Python client, with all of their
+arguments, and looks at what comes back. Run it with run.py."""
 
 import asyncio
 import datetime
@@ -11,6 +11,10 @@ import types
 import vapi
 from vapi.core.api_error import ApiError
 from vapi.core.jsonable_encoder import jsonable_encoder
+from vapi.eval import (
+    CreateEvalRunDtoTarget_Assistant as EvalAssistantTarget,
+    CreateEvalRunDtoTarget_Squad as EvalSquadTarget,
+)
 from vapi.simulation_runs import (
     CreateSimulationRunDtoSimulationsItem_Simulation as SimulationEntry,
     CreateSimulationRunDtoSimulationsItem_SimulationSuite as SuiteEntry,
@@ -34,6 +38,7 @@ CLIENTS = (
     "structured_outputs",
     "assistants",
     "squads",
+    "eval",
 )
 # Methods that Ringback does not serve, and why. A check sees to it that they are refused cleanly.
 OUTSIDE = {
@@ -42,7 +47,7 @@ OUTSIDE = {
 
 client = vapi.Vapi(base_url=URL, token=KEY)
 record = Record()
-personalities, scenarios, simulations, suites, runs, outputs, assistants, squads = (
+personalities, scenarios, simulations, suites, runs, outputs, assistants, squads, evals = (
     record.wrap(name, getattr(client, name)) for name in CLIENTS
 )
 raw_runs = record.wrap("raw simulation_runs", client.simulation_runs.with_raw_response)
@@ -159,6 +164,104 @@ def ended(run):
     return found, runs.simulation_run_controller_find_items(run.id, sort_order="ASC")
 
 
+def user(text):
+    return vapi.ChatEvalUserMessageMock(role="user", content=text)
+
+
+def system(text):
+    """A prompt in the middle of a conversation. The stand-in's target does from then on what it says."""
+    return vapi.ChatEvalSystemMessageMock(role="system", content=text)
+
+
+def tool_says(text):
+    return vapi.ChatEvalToolResponseMessageMock(role="tool", content=text)
+
+
+def mock_call(name="findSlot", **arguments):
+    return vapi.ChatEvalAssistantMessageMockToolCall(name=name, arguments=arguments or None)
+
+
+def checkpoint(plan, **go_on):
+    """A message that the target has to write; `go_on` is the plan for what comes after it."""
+    plans = {"continue_plan": vapi.AssistantMessageEvaluationContinuePlan(**go_on)} if go_on else {}
+    return vapi.ChatEvalAssistantMessageEvaluation(role="assistant", judge_plan=plan, **plans)
+
+
+def exact(content, *calls, **go_on):
+    plan = vapi.ChatEvalAssistantMessageEvaluationJudgePlan_Exact(content=content, tool_calls=list(calls) or None)
+    return checkpoint(plan, **go_on)
+
+
+def regex(pattern, *calls):
+    return checkpoint(
+        vapi.ChatEvalAssistantMessageEvaluationJudgePlan_Regex(content=pattern, tool_calls=list(calls) or None)
+    )
+
+
+def judge(prompt_=None, **fields):
+    """A model that judges, behind an address of its own."""
+    messages = [] if prompt_ is None else [{"role": "system", "content": prompt_}]
+    return vapi.AssistantMessageJudgePlanAiModel_CustomLlm(
+        url=f"{STAND_IN}/judge/v1", model="judge-1", temperature=0.0, max_tokens=50.0, timeout_seconds=20.0,
+        messages=messages, **fields,
+    )
+
+
+def by_model(model, **fields):
+    return checkpoint(vapi.ChatEvalAssistantMessageEvaluationJudgePlan_Ai(model=model, **fields))
+
+
+def response(model):
+    """A tool's response that the target's call has to bring."""
+    plan = vapi.AssistantMessageJudgePlanAi(type="ai", model=model, auto_include_message_history=True)
+    return vapi.ChatEvalToolResponseMessageEvaluation(role="tool", judge_plan=plan)
+
+
+def conversation(*messages, **fields):
+    """An eval that is nowhere stored."""
+    return vapi.CreateEvalDto(type="chat.mockConversation", messages=list(messages), **fields)
+
+
+GREETS = (user("Good day."), exact("answer 1 FROM bern."))
+CALLS_A_TOOL = 'You run a clinic. <<{"tool": "findSlot", "place": "Bern"}>>'
+
+
+def play(*messages, wanted=None, **fields):
+    """Starts a run of an eval with these messages, or of the one that `fields` name."""
+    named = {"eval": conversation(*messages)} if messages else {}
+    return evals.eval_controller_run(
+        **{"target": wanted or EvalAssistantTarget(assistant_id=world.assistant.id), "type": "eval", **named, **fields}
+    )
+
+
+def just_queued(created):
+    """The answer of a run that was just created."""
+    holds(isinstance(created, dict), f"an object, not {type(created)}")
+    same((created["evalRunId"], created["workflowId"]), (created["id"], created["id"]), "the ids that other clients read")
+    same((created["status"], created["type"]), ("queued", "eval"), "its status")
+    same((created["results"], created["cost"], created["costs"]), ([], 0, []), "what only its end knows")
+    for later in ("startedAt", "endedAt", "endedReason", "endedMessage"):
+        holds(later not in created, f"{later} is not known yet: {created}")
+    return created
+
+
+def played(created):
+    """Waits for the end of an eval's run and gives it."""
+    just_queued(created)
+
+    def ask():
+        found = evals.eval_controller_get_run(created["id"])
+        return found if found.status == "ended" else None
+
+    return until("the eval to end", ask)
+
+
+def verdicts(run, place=0):
+    """The verdicts on the judged messages of one of a run's results, with their reasons."""
+    said = plain(run.results[place])["messages"]
+    return [(one["judge"]["status"], one["judge"].get("failureReason")) for one in said if "judge" in one]
+
+
 class World:
     """What several checks use, made when the first of them needs it."""
 
@@ -204,6 +307,12 @@ class World:
     @functools.cached_property
     def squad(self):
         return squads.create(name="World squad", members=[vapi.SquadMemberDto(assistant_id=self.assistant.id)])
+
+    @functools.cached_property
+    def eval(self):
+        return evals.eval_controller_create(
+            messages=list(GREETS), type="chat.mockConversation", name="World eval", description="Says where it is"
+        )
 
     @functools.cached_property
     def run(self):
@@ -625,6 +734,52 @@ def squad_created_read_changed_and_deleted():
     refused(lambda: squads.create(members=[vapi.SquadMemberDto(assistant_id=NOBODY)]), 404, NOBODY)
 
 
+@check
+def eval_created_read_changed_and_deleted():
+    everything = [
+        system("The caller is in a hurry."),
+        user("A slot?"),
+        vapi.ChatEvalAssistantMessageMock(
+            role="assistant", content="Let me see.", tool_calls=[mock_call(day="Monday"), mock_call("endCall")]
+        ),
+        tool_says('{"free": true}'),
+        exact(
+            "Monday.",
+            mock_call(day="Monday"),
+            exit_on_failure_enabled=True,
+            content_override="Tuesday.",
+            tool_calls_override=[mock_call(day="Tuesday")],
+        ),
+        regex("/mon|tues/i", mock_call(day="^Mon")),
+        by_model(judge("Judge {{messages}}.", headers={"x-team": "clinic"}), auto_include_message_history=False),
+        by_model(
+            vapi.AssistantMessageJudgePlanAiModel_Openai(
+                model="gpt-4.1", temperature=0.5, max_tokens=50.0, messages=[{"role": "user", "content": "{{messages[-1]}}"}]
+            )
+        ),
+        response(judge("Judge {{messages[-1]}}.")),
+    ]
+    sent = {"messages": everything, "type": "chat.mockConversation", "name": "Books", "description": "Books a slot"}
+    made = evals.eval_controller_create(**sent)
+    holds(isinstance(made, vapi.Eval), f"an Eval, not {type(made)}")
+    stamped(made, sent)
+    same(evals.eval_controller_get(made.id), made, "what is read")
+    change = {"messages": list(GREETS), "name": "Greets", "description": "Says hello", "type": "chat.mockConversation"}
+    changed = evals.eval_controller_update(made.id, **change)
+    contains(plain(changed), plain(change), "the change, whose messages replace the old ones")
+    same(changed.created_at, made.created_at, "createdAt after a change")
+    renamed = evals.eval_controller_update(made.id, name="Greets well")
+    same((renamed.name, renamed.description), ("Greets well", "Says hello"), "a field that was not sent")
+    same(plain(renamed.messages), plain(changed.messages), "the messages, which were not sent either")
+    same(evals.eval_controller_remove(made.id), renamed, "what was deleted comes back")
+    refused(lambda: evals.eval_controller_get(made.id), 404, made.id)
+    refused(lambda: evals.eval_controller_remove(made.id), 404, made.id)
+    refused(lambda: play(eval_id=made.id), 404, made.id)
+    draft = evals.eval_controller_create(messages=[user("")], type="chat.mockConversation")
+    holds(draft.name is None and draft.description is None, "a draft without a name or a checkpoint is kept")
+    evals.eval_controller_remove(draft.id)
+
+
 # Lists.
 
 
@@ -775,6 +930,22 @@ def structured_outputs_are_listed():
     holds(page.metadata.total_items >= 3, "with its metadata")
     same(ids(find_all(id=made[1].id)), [made[1].id], "one by its id")
     same(ids(find_all(name="list 2")), [made[2].id], "one by its name")
+    same(find_all(id=NOBODY).results, [], "none")
+
+
+@check
+def evals_are_listed():
+    find_all = evals.eval_controller_get_paginated
+    made = listed(
+        find_all,
+        lambda n: evals.eval_controller_create(messages=list(GREETS), type="chat.mockConversation", name=f"List {n}"),
+        lambda id_: evals.eval_controller_update(id_, description="Touched"),
+        bare=False,
+    )
+    page = find_all()
+    holds(isinstance(page, vapi.EvalPaginatedResponse), f"always a page: {type(page)}")
+    holds(page.metadata.total_items >= 3 and all(isinstance(one, vapi.Eval) for one in page.results), "each is an Eval")
+    same(find_all(id=made[1].id).results[0].description, "Touched", "one by its id")
     same(find_all(id=NOBODY).results, [], "none")
 
 
@@ -1283,6 +1454,455 @@ def a_structured_output_is_run_on_a_conversation():
     ), 404, NOBODY)
 
 
+# Evals.
+
+
+@check
+def a_stored_eval_is_run_against_a_stored_assistant():
+    wanted = EvalAssistantTarget(assistant_id=world.assistant.id)
+    created = play(eval_id=world.eval.id, wanted=wanted)
+    done = played(created)
+    holds(isinstance(done, vapi.EvalRun), f"an EvalRun, not {type(done)}")
+    contains(
+        plain(done),
+        {
+            **{"id": created["id"], "orgId": world.eval.org_id, "type": "eval", "status": "ended"},
+            **{"endedReason": "mockConversation.done", "evalId": world.eval.id, "target": plain(wanted), "cost": 0},
+        },
+        "the run",
+    )
+    same((done.eval, done.ended_message), (None, None), "what it has not")
+    holds(done.created_at <= done.started_at <= done.ended_at, "its times are in order")
+    # Nobody has a price for the stand-in's model.
+    used = {"type": "model", "model": "stand-in", "cost": None, "unknown": True, "promptTokens": 3, "completionTokens": 2}
+    same((done.costs, plain(done)["costsUnknown"]), ([used], ["stand-in"]), "what it cost, by model")
+    (result,) = done.results
+    holds(done.started_at <= result.started_at <= result.ended_at <= done.ended_at, "the result's times lie within")
+    same(result.status, "pass", "the verdict")
+    same(
+        plain(result.messages),
+        [
+            {"role": "user", "content": "Good day."},
+            {"role": "assistant", "content": "Answer 1 from Bern.", "judge": {"status": "pass"}},
+        ],
+        "what was said, and how it was judged",
+    )
+    same(plain(evals.eval_controller_remove_run(created["id"])), plain(done), "what was deleted comes back")
+    refused(lambda: evals.eval_controller_get_run(created["id"]), 404, created["id"])
+    refused(lambda: evals.eval_controller_remove_run(created["id"]), 404, created["id"])
+
+
+@check
+def an_eval_stays_as_it_was_when_the_run_began():
+    own = evals.eval_controller_create(messages=list(GREETS), type="chat.mockConversation", name="Short life")
+    created = play(eval_id=own.id)
+    evals.eval_controller_remove(own.id)
+    done = played(created)
+    same((done.eval_id, verdicts(done)), (own.id, [("pass", None)]), "the run of an eval that is gone")
+
+
+@check
+def a_checkpoint_is_judged_as_its_plan_says():
+    slot = user("A slot, please.")
+    says = "Answer 1 from Bern."
+    calls = EvalAssistantTarget(assistant_id=assistants.create(name="Calls a tool", model=target(CALLS_A_TOOL).model).id)
+    cases = [
+        # The same text in any case; tool calls by name, and by all arguments if there are any.
+        ([slot, exact(says.upper())], None, [None]),
+        ([slot, exact(says[:-1])], None, [f"Expected exact match: '{says[:-1]}' but got: '{says}'"]),
+        ([slot, exact("", mock_call(day="Monday"))], calls, [None]),
+        ([slot, exact("", mock_call())], calls, [None]),
+        (
+            [slot, exact("", mock_call(day="Tuesday"))],
+            calls,
+            ["Tool call arguments mismatch. Expected day: 'Tuesday' but got: 'Monday'"],
+        ),
+        (
+            [slot, exact("", mock_call(day="Monday", hour=14))],
+            calls,
+            ["Tool call arguments mismatch. Expected hour: '14' but got: 'undefined'"],
+        ),
+        ([slot, exact("", mock_call("bookSlot"))], calls, ["Expected tool calls: 'bookSlot' but got: 'findSlot'"]),
+        # Any part, bare, between slashes with flags, and what looks ahead; so the arguments.
+        ([slot, regex("from B")], None, [None]),
+        ([slot, regex("/^ANSWER \\d/i")], None, [None]),
+        ([slot, regex("(?i)FROM bern")], None, [None]),
+        ([slot, regex("^(?![\\s\\S]*Basel)[\\s\\S]+$")], None, [None]),
+        ([slot, regex("Basel")], None, [f"Expected match of pattern: 'Basel' but got: '{says}'"]),
+        ([slot, regex("[\\s\\S]*", mock_call(day="^Mon"))], calls, [None]),
+        ([slot, regex("[\\s\\S]*", mock_call())], calls, [None]),
+        (
+            [slot, regex("[\\s\\S]*", mock_call(day="^Tues"))],
+            calls,
+            ["Tool call arguments mismatch. Expected day: '^Tues' but got: 'Monday'"],
+        ),
+        # A model, which is told what its prompt asks for, and says one word.
+        ([slot, by_model(judge('<<{"passIf": "from Bern"}>> Judge {{messages[-1]}}'))], None, [None]),
+        ([slot, by_model(judge('<<{"passIf": "A slot, please."}>> Judge {{messages}}'))], None, [None]),
+        (
+            [slot, by_model(judge('<<{"passIf": "A slot, please."}>> Judge {{messages[-1].content}}'))],
+            None,
+            ["The judge's verdict is fail"],
+        ),
+        (
+            [slot, by_model(judge('<<{"say": "It passes"}>>'))],
+            None,
+            ["The judge's verdict cannot be read: expected 'pass' or 'fail' but got: 'It passes'"],
+        ),
+        # One without a prompt of its own is told of the conversation, unless it is not to be.
+        (
+            [slot, by_model(judge(headers={"x-pass-if": "from Bern"}), auto_include_message_history=True)],
+            None,
+            [None],
+        ),
+        (
+            [slot, by_model(judge(headers={"x-pass-if": "from Bern"}), auto_include_message_history=False)],
+            None,
+            ["The judge's verdict is fail"],
+        ),
+        # A call, what the tool gives back, and what comes of it; the same put in the assistant's mouth.
+        (
+            [slot, exact("", mock_call()), tool_says("Friday at nine"), regex("/the TOOL says friday at nine/i")],
+            calls,
+            [None, None],
+        ),
+        (
+            [
+                system('From now on you are in Chur. <<{"place": "Chur"}>>'),
+                slot,
+                vapi.ChatEvalAssistantMessageMock(
+                    role="assistant", content="Let me see.", tool_calls=[mock_call(day="Friday")]
+                ),
+                tool_says("Friday at nine"),
+                exact("Answer 1 from Chur. The tool says Friday at nine."),
+            ],
+            None,
+            [None],
+        ),
+    ]
+    created = [(messages, play(*messages, wanted=wanted), reasons) for messages, wanted, reasons in cases]
+    faults = []
+    for messages, one, reasons in created:
+        try:
+            done = played(one)
+            same((done.ended_reason, done.ended_message), ("mockConversation.done", None), "its end")
+            same(verdicts(done), [("fail" if reason else "pass", reason) for reason in reasons], "the verdicts")
+            same([result.status for result in done.results], ["fail" if any(reasons) else "pass"], "the result")
+            same(len(done.results[0].messages), len(messages), "everything was played")
+            contains(plain(done.eval)["messages"], plain(messages), "the eval, which was defined in place")
+        except AssertionError as error:
+            faults.append(f"{plain(messages[-1])}: {error}")
+    holds(not faults, "; ".join(faults))
+
+
+@check
+def a_plan_says_how_the_conversation_goes_on():
+    done = played(play(user("One."), exact("Wrong.", exit_on_failure_enabled=True), user("Two."), exact("Answer 2 from Bern.")))
+    same([status for status, _ in verdicts(done)], ["fail"], "what comes after the exit is not judged")
+    same((len(done.results[0].messages), done.ended_reason), (2, "mockConversation.done"), "nor played")
+    done = played(play(user("One."), exact("Wrong."), user("Two."), exact("Answer 2 from Bern.", exit_on_failure_enabled=True)))
+    same([status for status, _ in verdicts(done)], ["fail", "pass"], "without it, it goes on")
+    same(done.results[0].status, "fail", "and one is enough to fail")
+    # What takes an answer's place does so whatever the verdict was, and the target and the judges are told of it.
+    done = played(
+        play(
+            user("One."),
+            exact("Answer 1 from Bern.", content_override="Welcome to the clinic."),
+            user("Two."),
+            exact("Wrong.", content_override="One moment.", tool_calls_override=[mock_call(day="Friday")]),
+            tool_says("Friday at nine"),
+            exact("Answer 2 from Bern. The tool says Friday at nine."),
+            user("Three."),
+            by_model(judge('<<{"passIf": "Welcome to the clinic."}>> {{messages}}')),
+            user("Four."),
+            by_model(judge('<<{"passIf": "Answer 1"}>> {{messages}}')),
+        )
+    )
+    same([status for status, _ in verdicts(done)], ["pass", "fail", "pass", "pass", "fail"], "the verdicts")
+    said = plain(done.results[0].messages)
+    same((said[1]["content"], said[3]["content"]), ("Answer 1 from Bern.", "Answer 2 from Bern."), "what was judged is shown")
+    same(said[1]["continuedWith"], {"role": "assistant", "content": "Welcome to the clinic."}, "and how it went on")
+    same(
+        said[3]["continuedWith"],
+        {
+            "role": "assistant",
+            "content": "One moment.",
+            "toolCalls": [{"name": "findSlot", "arguments": {"day": "Friday"}}],
+        },
+        "with tool calls",
+    )
+
+
+@check
+def an_eval_is_run_against_assistants_and_squads_by_id_and_in_place():
+    placed = 'You run a clinic. <<{"place": "{{place}}"}>>'
+    basel = vapi.AssistantOverrides(variable_values={"place": "Basel"})
+    named = assistants.create(name="Placed", model=target(placed).model)
+    for wanted in (
+        EvalAssistantTarget(assistant_id=named.id, assistant_overrides=basel),
+        EvalAssistantTarget(assistant=target(placed), assistant_overrides=basel),
+    ):
+        done = played(play(user("Where?"), exact("Answer 1 from Basel."), wanted=wanted))
+        same(verdicts(done), [("pass", None)], "the overrides are laid over the assistant")
+        contains(plain(done.target), plain(wanted), "its target")
+    destination = vapi.HandoffDestinationAssistant(type="assistant", assistant_name="Billing", description="For bills")
+    members = [
+        vapi.SquadMemberDto(
+            assistant=target('You are the desk. <<{"handoff": true}>>', name="Desk"), assistant_destinations=[destination]
+        ),
+        vapi.SquadMemberDto(assistant=target(placed, name="Billing")),
+    ]
+    stored = squads.create(name="Stored squad of an eval", members=members)
+    for wanted in (
+        EvalSquadTarget(squad_id=stored.id, assistant_overrides=basel),
+        EvalSquadTarget(squad=vapi.CreateSquadDto(name="In place", members=members), assistant_overrides=basel),
+    ):
+        done = played(
+            play(
+                user("A bill, please."),
+                exact("", mock_call("handoff_to_Billing")),
+                user("How much?"),
+                exact("Answer 2 from Basel."),
+                wanted=wanted,
+            )
+        )
+        same(verdicts(done), [("pass", None), ("pass", None)], "the desk hands over to billing")
+        contains(plain(done.target), plain(wanted), "its target")
+
+
+def asked_tools(path):
+    return [one for one in http("GET", "/hooks", base=STAND_IN)[1] if one["path"] == path]
+
+
+@check
+def a_tool_s_response_is_judged_where_the_tool_is_run():
+    path = "/tools/python"
+    tool = vapi.CustomLlmModelToolsItem_Function(
+        function=vapi.OpenAiFunction(name="findSlot", parameters=vapi.OpenAiFunctionParameters(type="object", properties={})),
+        server=vapi.Server(url=STAND_IN + path),
+    )
+    model = vapi.CreateAssistantDtoModel_CustomLlm(
+        url=f"{STAND_IN}/target/v1", model="clinic-1", messages=prompt(CALLS_A_TOOL), tools=[tool]
+    )
+    wanted = EvalAssistantTarget(assistant=vapi.CreateAssistantDto(name="Has a server", model=model))
+    messages = [
+        user("A slot?"),
+        exact("", mock_call(day="Monday")),
+        response(judge('<<{"passIf": "Monday at ten is free"}>> Judge {{messages[-1]}}')),
+        exact("Answer 1 from Bern. The tool says Monday at ten is free."),
+    ]
+    done = played(play(*messages, wanted=wanted))
+    statuses = verdicts(done)
+    same([status for status, _ in statuses], ["pass", "fail", "fail"], "a tool is not run by itself")
+    for word in ("findSlot was not run", "unmockedTools"):
+        holds(word in statuses[1][1], f"'{word}' is not in: {statuses[1][1]}")
+    same(asked_tools(path), [], "its server is not asked")
+    body = {"type": "eval", "eval": plain(conversation(*messages)), "target": plain(wanted), "unmockedTools": "run"}
+    status, created = http("POST", "/eval/run", body)
+    same(status, 201, f"a run that runs the tool: {created}")
+    done = played(created)
+    same(verdicts(done), [("pass", None)] * 3, "with it, its response is judged")
+    contains(
+        plain(done.results[0].messages)[2],
+        {"role": "tool", "content": "Monday at ten is free", "judge": {"status": "pass"}},
+        "the response",
+    )
+    same(plain(done)["unmockedTools"], "run", "the run says so")
+    same(len(asked_tools(path)), 1, "its server is asked once")
+    status, refusal = http("POST", "/eval/run", {**body, "unmockedTools": "maybe"})
+    same(status, 400, f"another word: {refusal}")
+    holds("unmockedTools" in str(refusal["message"]), f"{refusal}")
+    done = played(play(*GREETS, response(judge('<<{"say": "pass"}>>'))))
+    same([status for status, _ in verdicts(done)], ["pass", "fail"], "no call, no response")
+    holds("called no tool" in verdicts(done)[1][1], f"{verdicts(done)}")
+
+
+@check
+def several_evals_are_run_at_once():
+    entries = [
+        {"evalId": world.eval.id},
+        {"eval": plain(conversation(user("Hello?"), exact("Wrong."), name="Second"))},
+        {"eval": {"messages": plain([user("Third?"), regex("Answer 1")])}},
+    ]
+    body = {"evals": entries, "target": plain(EvalAssistantTarget(assistant=target()))}
+    status, created = http("POST", "/eval/run", body)
+    same(status, 201, f"a run of several: {created}")
+    done = played(created)
+    same([result.status for result in done.results], ["pass", "fail", "pass"], "a result for each")
+    same(
+        [result.messages[0].content for result in done.results], ["Good day.", "Hello?", "Third?"], "in the order of the evals"
+    )
+    contains(plain(done)["evals"], entries, "the run names them")
+    same((done.eval, done.eval_id, done.ended_reason), (None, None, "mockConversation.done"), "all of it")
+    for wrong in ({"evals": []}, {"evals": [{}]}, {"evals": entries, "evalId": world.eval.id}):
+        status, refusal = http("POST", "/eval/run", {**body, **wrong})
+        same(status, 400, f"{wrong}: {refusal}")
+        holds("eval" in str(refusal["message"]), f"{refusal}")
+
+
+def hanging():
+    """A run whose target falls silent after its first answer, and that waits for it."""
+    created = play(*GREETS, system('<<{"hang": true}>>'), user("Still there?"), exact("Yes."))
+    until("it to run", lambda: evals.eval_controller_get_run(created["id"]).status == "running")
+    return created
+
+
+@check
+def a_run_of_an_eval_is_canceled():
+    created = hanging()
+    running = plain(evals.eval_controller_get_run(created["id"]))
+    same((running["results"], running["cost"], running["costs"]), ([], 0, []), "nothing is told before the end")
+    holds(running.get("endedReason") is None and running.get("endedAt") is None, f"{running}")
+    path = f"/eval/run/{created['id']}"
+    status, canceled = http("PATCH", path)
+    same((status, canceled["id"]), (200, created["id"]), "the run comes back")
+    done = played(created)
+    same(done.ended_reason, "cancelled", "its end")
+    holds(done.ended_message and done.started_at <= done.ended_at, f"why, and when: {done}")
+    same((done.results[0].status, len(done.results)), ("fail", 1), "it has not passed")
+    status, refusal = http("PATCH", path)
+    same((status, refusal["statusCode"], refusal["error"]), (400, 400, "Bad Request"), "a second time")
+    holds("already ended" in refusal["message"], f"{refusal}")
+    same(http("PATCH", f"/eval/run/{NOBODY}")[0], 404, "a run that is not there")
+
+
+@check
+def a_run_of_an_eval_is_deleted_while_it_is_under_way():
+    created = hanging()
+    removed = evals.eval_controller_remove_run(created["id"])
+    same((removed.id, removed.status), (created["id"], "running"), "what was deleted comes back")
+    refused(lambda: evals.eval_controller_get_run(created["id"]), 404, created["id"])
+    same(ids(evals.eval_controller_get_runs_paginated(id=created["id"])), [], "nor is it listed")
+
+
+@check
+def a_run_that_breaks_off_says_why_and_how_far_it_came():
+    breaks = [system('<<{"status": 400}>>'), user("Still there?"), exact("Yes."), user("Hello?"), exact("No.")]
+    done = played(play(*GREETS, *breaks))
+    same((done.ended_reason, done.results[0].status), ("error", "fail"), "its end")
+    holds("400" in done.ended_message, f"why: {done.ended_message}")
+    same(verdicts(done), [("pass", None)], "what was judged before")
+    same([message.role for message in done.results[0].messages], ["user", "assistant", "system", "user"], "and said")
+    broken = by_model(judge('<<{"status": 400}>>'))
+    done = played(play(user("Hello?"), broken))
+    same((done.ended_reason, done.results[0].status), ("error", "fail"), "a judge that is not to be had")
+    holds("400" in done.ended_message, f"why: {done.ended_message}")
+
+
+@check
+def runs_of_evals_are_listed():
+    find_all = evals.eval_controller_get_runs_paginated
+    own = evals.eval_controller_create(messages=list(GREETS), type="chat.mockConversation", name="Listed Runs")
+    wanted = EvalAssistantTarget(assistant_id=world.assistant.id)
+    first, second, third = (
+        tick(lambda fields=fields: played(play(wanted=wanted, **fields)))
+        for fields in ({"eval_id": own.id}, {"eval": conversation(*GREETS, name="In place")}, {"eval_id": own.id})
+    )
+    within = {"created_at_ge": first.created_at, "created_at_le": third.created_at}
+    all_three = [third.id, second.id, first.id]
+    page = find_all(**within)
+    holds(isinstance(page, vapi.EvalRunPaginatedResponse), f"always a page: {type(page)}")
+    same(ids(page), all_three, "the newest first")
+    same(plain(page.results), plain([third, second, first]), "each with its results")
+    contains(plain(page.metadata), {"totalItems": 3, "currentPage": 1, "itemsPerPage": 100, "hasNextPage": False}, "metadata")
+    same(ids(find_all(created_at_gt=first.created_at, created_at_lt=third.created_at)), [second.id], "without the bounds")
+    same(ids(find_all(**within, sort_order="ASC", sort_by="createdAt")), all_three[::-1], "the oldest first")
+    same(ids(find_all(**within, sort_order="DESC", sort_by="createdAt")), all_three, "the newest first")
+    page = find_all(**within, page=2.0, limit=2.0)
+    same(ids(page), [first.id], "the second page")
+    contains(plain(page.metadata), {"totalItems": 3, "currentPage": 2, "itemsPerPage": 2, "totalPages": 2}, "metadata")
+    same(ids(find_all(**within, updated_at_lt=second.created_at)), [first.id], "changed before the second was there")
+    same(ids(find_all(**within, updated_at_le=second.created_at)), [first.id], "or just then")
+    same(ids(find_all(**within, updated_at_gt=second.ended_at)), [third.id], "changed after the second ended")
+    same(ids(find_all(**within, updated_at_ge=third.created_at)), [third.id], "changed since the third was there")
+    same(ids(find_all(id=second.id)), [second.id], "one by its id")
+    same(ids(find_all(id=NOBODY)), [], "none")
+    for text, found in [
+        ("listed RUNS", [third.id, first.id]),
+        ("in place", [second.id]),
+        (own.id, [third.id, first.id]),
+        (second.id, [second.id]),
+        (world.assistant.id, all_three),
+        ("no such text", []),
+    ]:
+        same(ids(find_all(**within, search=text)), found, f"a search for {text}")
+    of_eval = {"request_options": {"additional_query_parameters": {"evalId": own.id}}}
+    same(ids(find_all(**of_eval)), [third.id, first.id], "those of one eval")
+    same(runs.simulation_run_controller_find_all(**within), [], "they are no runs of simulations")
+    refused(lambda: runs.simulation_run_controller_find_one(first.id), 404, first.id)
+    refused(lambda: find_all(limit=1001.0), 400, "limit")
+    refused(lambda: find_all(page=0.0), 400, "page")
+    refused(lambda: find_all(sort_order="UP"), 400, "sortOrder")
+    refused(lambda: find_all(sort_by="name"), 400, "sortBy")
+    refused(lambda: find_all(id="x"), 400, "id")
+
+
+@check
+def a_bad_eval_is_refused_with_what_is_wrong():
+    def create(*messages, **fields):
+        return evals.eval_controller_create(**{"messages": list(messages), "type": "chat.mockConversation", **fields})
+
+    def asking(model):
+        """A checkpoint that the client's own types would not let through."""
+        return {"role": "assistant", "judgePlan": {"type": "ai", "model": model}}
+
+    long = "x" * 1001
+    faults = []
+    for call, words in [
+        (lambda: create(user("x"), regex("(")), ["messages.1.judgePlan.content"]),
+        (lambda: create(regex("", mock_call(day="("))), ["messages.0.judgePlan.toolCalls.0.arguments.day"]),
+        (lambda: create({"role": "assistant", "judgePlan": {"type": "exact"}}), ["messages.0.judgePlan.content", "toolCalls"]),
+        (lambda: create({"role": "tool", "judgePlan": {"type": "exact", "content": "x"}}), ["messages.0.judgePlan.type"]),
+        (lambda: create({"role": "assistant", "judgePlan": {"type": "guess"}}), ["judgePlan", "exact, regex, ai"]),
+        (lambda: create(user(long)), ["messages.0.content", "1000"]),
+        (lambda: create(exact(long)), ["messages.0.judgePlan.content", "1000"]),
+        (lambda: create(exact("x", content_override=long)), ["messages.0.continuePlan.contentOverride", "1000"]),
+        (lambda: create(exact("", mock_call("x" * 101))), ["messages.0.judgePlan.toolCalls.0.name", "100"]),
+        (lambda: create(asking({"provider": "custom-llm", "model": "x", "messages": []})), ["judgePlan.model.url"]),
+        (lambda: create(asking({"provider": "oracle", "model": "x", "messages": []})), ["provider"]),
+        (lambda: create(asking({"provider": "openai", "model": "x", "temperature": 3})), ["judgePlan.model.temperature"]),
+        (lambda: create(asking({"provider": "openai", "model": "x", "maxTokens": 10})), ["judgePlan.model.maxTokens", "50"]),
+        (lambda: create({"role": "judge", "content": "x"}), ["role"]),
+        (lambda: create(name=""), ["name"]),
+        (lambda: create(name="x" * 81), ["name", "80"]),
+        (lambda: create(description="x" * 501), ["description", "500"]),
+        (lambda: create(type="chat.real"), ["type"]),
+        (lambda: evals.eval_controller_update(world.eval.id, messages=[regex("(")]), ["messages.0.judgePlan.content"]),
+        (lambda: evals.eval_controller_update(world.eval.id, name=""), ["name"]),
+        (lambda: play(user("Nothing is judged.")), ["checkpoint"]),
+        (lambda: play(), ["evalId", "eval"]),
+        (lambda: play(*GREETS, eval_id=world.eval.id), ["evalId", "eval"]),
+        (lambda: play(regex("(")), ["eval.messages.0.judgePlan.content"]),
+        (lambda: play(*GREETS, type="evaluation"), ["type"]),
+        (lambda: play(*GREETS, wanted=EvalAssistantTarget()), ["target", "assistant"]),
+        (
+            lambda: play(*GREETS, wanted=EvalAssistantTarget(assistant_id=world.assistant.id, assistant=target())),
+            ["target", "assistant"],
+        ),
+        (lambda: play(*GREETS, wanted=EvalSquadTarget()), ["target", "squad"]),
+        (lambda: play(*GREETS, wanted={"type": "workflow"}), ["target"]),
+    ]:
+        try:
+            body = refused(call, 400, *words)
+            same(body["error"], "Bad Request", "error")
+        except AssertionError as error:
+            faults.append(f"{words}: {error}")
+    holds(not faults, "; ".join(faults))
+    draft = create(user("Nothing is judged."))
+    refused(lambda: play(eval_id=draft.id), 400, "checkpoint")
+    evals.eval_controller_remove(draft.id)
+
+
+@check
+def the_same_request_with_the_same_key_plays_an_eval_once():
+    again = {"request_options": {"additional_headers": {"Idempotency-Key": f"python-eval-{time.time_ns()}"}}}
+    wanted = EvalAssistantTarget(assistant=target())
+    first = play(eval_id=world.eval.id, wanted=wanted, **again)
+    played(first)
+    same(play(eval_id=world.eval.id, wanted=wanted, **again), first, "the answer, though the run has ended")
+    refused(lambda: play(*GREETS, wanted=wanted, **again), 409, "Idempotency-Key")
+
+
 # Refusals.
 
 
@@ -1298,6 +1918,8 @@ def a_wrong_key_is_refused_everywhere():
         ("structured_outputs", "structured_output_controller_find_all"),
         ("assistants", "list"),
         ("squads", "list"),
+        ("eval", "eval_controller_get_paginated"),
+        ("eval", "eval_controller_get_runs_paginated"),
     ]:
         body = refused(getattr(getattr(stranger, name), method), 401, "API key")
         same(body["error"], "Unauthorized", f"{name}.{method}")
@@ -1333,6 +1955,14 @@ def what_is_not_there_is_not_found():
         lambda: assistants.get(NOBODY),
         lambda: assistants.update(NOBODY, name="x"),
         lambda: assistants.delete(NOBODY),
+        lambda: evals.eval_controller_get(NOBODY),
+        lambda: evals.eval_controller_update(NOBODY, name="x"),
+        lambda: evals.eval_controller_remove(NOBODY),
+        lambda: evals.eval_controller_get_run(NOBODY),
+        lambda: evals.eval_controller_remove_run(NOBODY),
+        lambda: play(eval_id=NOBODY),
+        lambda: play(*GREETS, wanted=EvalAssistantTarget(assistant_id=NOBODY)),
+        lambda: play(*GREETS, wanted=EvalSquadTarget(squad_id=NOBODY)),
         lambda: start([SimulationEntry(simulation_id=NOBODY)]),
         lambda: start([SimulationEntry(scenario_id=NOBODY, personality_id=world.personality.id)]),
         lambda: start([SimulationEntry(scenario_id=world.scenario.id, personality_id=NOBODY)]),
@@ -1467,6 +2097,7 @@ def a_run_above_the_spending_cap_is_refused():
     try:
         body = refused(lambda: start([inline()]), 402, kind=vapi.PaymentRequiredError)
         same((body["reason"], body["statusCode"]), ("billing_limit", 402), "why")
+        same(refused(lambda: play(*GREETS), 402)["reason"], "billing_limit", "why an eval is not run")
     finally:
         http("PATCH", f"/org/{org['id']}", {"billingLimit": None})
     same(ended(start([inline()]))[0].item_counts.passed, 1, "without a cap it starts")
@@ -1520,13 +2151,24 @@ def the_asynchronous_client_does_the_same():
         except ApiError as error:
             refusal = error
         removed = await part.simulation_personalities.personality_controller_remove(made.id)
-        return made, found, items, refusal, removed
+        eval_run = await part.eval.eval_controller_run(
+            target=EvalAssistantTarget(assistant=target()), type="eval", eval=conversation(*GREETS)
+        )
+        for _ in range(600):
+            eval_done = await part.eval.eval_controller_get_run(eval_run["evalRunId"])
+            if eval_done.status == "ended":
+                break
+            await asyncio.sleep(0.05)
+        eval_page = await part.eval.eval_controller_get_runs_paginated(id=eval_done.id)
+        return made, found, items, refusal, removed, eval_done, eval_page
 
-    made, found, items, refusal, removed = asyncio.run(all_of_it())
+    made, found, items, refusal, removed, eval_done, eval_page = asyncio.run(all_of_it())
     same((found.status, found.item_counts.passed), ("ended", 2), "the run")
     same((len(items["results"]), items["metadata"]["totalItems"]), (1, 2), "a page of its items")
     same((refusal.status_code, refusal.body["message"]), (400, "Run has already ended"), "the refusal")
     same(removed.id, made.id, "what was deleted comes back")
+    same([result.status for result in eval_done.results], ["pass"], "the eval")
+    same(ids(eval_page), [eval_done.id], "a list of its runs")
 
 
 @check

@@ -676,4 +676,52 @@ async fn a_personality_keeps_its_credentials_until_they_are_named() {
     );
     let cleared = change(json!({"assistant": {"firstMessage": "Hello.", "credentials": []}})).await;
     assert_eq!(cleared["credentials"], json!([]));
+
+    // A secret stays with its URL, wherever in the assistant that is.
+    let server = |host: &str| json!({"url": format!("https://{host}.example.com/hooks")});
+    let assistant = |own: &Value, tool: &Value| {
+        let tool = json!({"type": "function", "function": {"name": "book"}, "server": tool});
+        json!({"assistant": {"server": own, "serverUrl": "https://old.example.com", "model": {"tools": [tool]}}})
+    };
+    let with_secret = |host: &str, secret: &str| {
+        let mut server = server(host);
+        server["secret"] = json!(secret);
+        server
+    };
+    let mut body = assistant(&with_secret("a", "one"), &with_secret("b", "two"));
+    body["assistant"]["serverUrlSecret"] = json!("three");
+    change(body).await;
+    let changed = change(assistant(&server("a"), &server("c"))).await;
+    assert_eq!(changed["server"], with_secret("a", "one"));
+    assert_eq!(changed["model"]["tools"][0]["server"], server("c"));
+    assert_eq!(changed["serverUrlSecret"], "three");
+    let changed = change(assistant(&with_secret("a", "new"), &server("c"))).await;
+    assert_eq!(changed["server"], with_secret("a", "new"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scenario_is_used_or_deleted_and_never_both() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let mut ended = [0, 0];
+    for n in 0..24 {
+        let made = api
+            .post(SCENARIO, &scenario(&format!("s{n}"), 1, json!([])))
+            .await;
+        let path = format!("{SCENARIO}/{}", text(&made["id"]));
+        let body = json!({"scenarioId": made["id"], "personalityId": "a0000000-0000-4000-8000-000000000001"});
+        let used = async { api.call(Method::POST, SIMULATION, Some(&body)).await };
+        let deleted = async { api.call(Method::DELETE, &path, None).await };
+        let (used, deleted) = tokio::join!(used, deleted);
+        match (used.0, deleted.0) {
+            (201, 409) => {
+                assert_eq!(deleted.1["error"], "scenario_in_use", "{deleted:?}");
+                ended[0] += 1;
+            }
+            (404, 200) => ended[1] += 1,
+            other => panic!("{other:?}: {used:?} {deleted:?}"),
+        }
+    }
+    assert_eq!(ended[0] + ended[1], 24);
+    local.shutdown().await;
 }

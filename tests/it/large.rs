@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use ringback_local::emulator::{Emulator, Storage};
-use ringback_shared::store::{RunHead, Store};
+use ringback_shared::store::{RunHead, RunKey, Store};
 use serde_json::json;
 
 use crate::{
@@ -22,7 +22,7 @@ async fn head(server: &Server, org: &str, run: &str) -> RunHead {
         .unwrap();
     let store = Store::new(emulator.dynamodb(), "ringback");
     let head = store
-        .run(org.parse().unwrap(), run.parse().unwrap())
+        .run(RunKey::simulation(org.parse().unwrap(), run.parse().unwrap()))
         .await
         .unwrap()
         .unwrap();

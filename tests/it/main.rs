@@ -13,6 +13,7 @@ mod cancel;
 mod chat;
 mod crash;
 mod docs;
+mod evals;
 mod fixtures;
 mod hooks;
 mod hostile;

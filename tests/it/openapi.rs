@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use crate::{
     api::{PERSONALITY, SCENARIO, SIMULATION, UNKNOWN},
     docs::{code, paper, table},
-    fixtures::{RUNS, batch, ended, items, list, text},
-    server::{Api, local, program},
+    fixtures::{LONG, RUNS, batch, ended, items, list, text},
+    server::{Api, local, program, until},
     stand_in::StandIn,
 };
+
+const EVAL_RUNS: &str = "/eval/run";
 
 /// What the server says of itself.
 struct Description {
@@ -235,7 +237,7 @@ async fn what_is_answered_about_things_that_are_there_is_as_described() {
     for (path, method, _) in description.operations() {
         let Some(example) = description
             .example(&path, &method)
-            .filter(|_| path != RUNS && !path.contains('{'))
+            .filter(|_| path != RUNS && path != EVAL_RUNS && !path.contains('{'))
         else {
             continue;
         };
@@ -267,6 +269,26 @@ async fn what_is_answered_about_things_that_are_there_is_as_described() {
         assert_eq!(refused.0, 400);
         description.assert_answers(&path, &method, 400, &refused.1);
     }
+    // A run of an eval, which cannot be canceled after its end.
+    let example = description.example(EVAL_RUNS, &Method::POST).unwrap();
+    let made = api.post(EVAL_RUNS, &here(&stand_in, example)).await;
+    description.assert_answers(EVAL_RUNS, &Method::POST, 201, &made);
+    let (template, one) = (
+        format!("{EVAL_RUNS}/{{id}}"),
+        format!("{EVAL_RUNS}/{}", text(&made["id"])),
+    );
+    until("the run of the eval to end", LONG, async || {
+        let run = api.get(&one).await;
+        description.assert_answers(&template, &Method::GET, 200, &run);
+        (run["status"] == "ended").then_some(())
+    })
+    .await;
+    let canceled = api.call(Method::PATCH, &one, None).await;
+    assert_eq!(canceled.0, 400);
+    description.assert_answers(&template, &Method::PATCH, canceled.0, &canceled.1);
+    description.assert_answers(EVAL_RUNS, &Method::GET, 200, &api.get(EVAL_RUNS).await);
+    description.assert_answers(&template, &Method::DELETE, 200, &api.delete(&one).await);
+
     for path in [RUNS.to_owned(), format!("{RUNS}/{run}/item")] {
         for query in ["", "?limit=1", "?limit=1&page=9"] {
             let listed = api.get(&format!("{path}{query}")).await;

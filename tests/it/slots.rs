@@ -19,7 +19,7 @@ use ringback_shared::{
     context::Context,
     lifecycle::{Facts, Item, REQUEUE_AFTER_MS, SURE_AFTER_MS, Source},
     queue::WorkQueue,
-    store::{ItemKey, NewRun},
+    store::{ItemKey, NewRun, RunKey},
 };
 use ringback_sweep::Scope;
 use serde_json::{Value, json};
@@ -81,7 +81,7 @@ async fn two_hundred_calls_under_six_slots_are_three_at_a_time_and_the_count_of_
     let first = provider.wait_for("three calls", |calls| calls.len() == 3).await;
     let ctx = local.context();
     until("all items to be stored", LONG, async || {
-        let head = ctx.store.run(org, id).await.unwrap().unwrap();
+        let head = ctx.store.run(RunKey::simulation(org, id)).await.unwrap().unwrap();
         (head.expanded == head.total).then_some(())
     })
     .await;

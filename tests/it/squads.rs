@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{SCENARIO, UNKNOWN, assert_refused, passing},
+    evals::Script,
     fixtures::{
         RUNS, assert_items_valid, assert_valid, assistant, by_voice, counts, ended, endpoint, inline,
         inline_target, item_path, items, list, personality, run, text,
@@ -426,8 +427,8 @@ async fn a_provider_is_told_of_the_whole_squad_and_of_tools_without_mocks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_of_tools_without_mocks_is_kept_and_never_a_real_run_in_a_chat() {
-    let stand_in = StandIn::start().await;
+async fn tools_without_mocks_are_run_in_a_chat_only_where_the_scenario_says_so() {
+    let (stand_in, script) = (StandIn::start().await, Script::start().await);
     let (local, api) = local(&stand_in).await;
     let mut scenario = passing("tools");
     scenario["unmockedTools"] = json!("run");
@@ -454,17 +455,38 @@ async fn what_becomes_of_tools_without_mocks_is_kept_and_never_a_real_run_in_a_c
     scenario["toolMocks"] = json!([{"toolName": "findSlot", "result": "free", "enabled": false}]);
     let mut clinic = assistant(&stand_in, "<<{\"tool\":\"findSlot\"}>>");
     clinic["model"]["tools"] = json!([{"type": "function", "function": {"name": "findSlot"}}]);
+    clinic["server"] = json!({"url": format!("{}/tool/slots", script.base)});
+    for (mode, expected) in [
+        (None, "Error: the tool findSlot was not run"),
+        (Some("error"), "Error: the tool findSlot was not run"),
+        (Some("run"), "Sunny in"),
+    ] {
+        scenario["unmockedTools"] = json!(mode);
+        let entries = json!([inline(&scenario, &personality("Pat"))]);
+        let made = api.post(RUNS, &run(entries, inline_target(&clinic), 1)).await;
+        ended(&api, text(&made["id"])).await;
+        let item = api.get(&item_path(&made, 0)).await;
+        let result = &item["metadata"]["call"]["messages"][2];
+        assert_eq!(
+            (&result["role"], &result["mocked"]),
+            (&json!("tool_call_result"), &json!(false)),
+            "a mock that is switched off is none: {item:#}"
+        );
+        assert!(text(&result["result"]).starts_with(expected), "{result}");
+        assert_eq!(script.asked_of("tool").is_empty(), mode != Some("run"));
+    }
+    // What a tool's server does not do is told to the target.
+    clinic["server"] = json!({"url": "http://127.0.0.1:1/"});
     let entries = json!([inline(&scenario, &personality("Pat"))]);
     let made = api.post(RUNS, &run(entries, inline_target(&clinic), 1)).await;
-    ended(&api, text(&made["id"])).await;
+    let done = ended(&api, text(&made["id"])).await;
+    assert_eq!(counts(&done)[1], 1, "{done:#}");
     let item = api.get(&item_path(&made, 0)).await;
-    let result = &item["metadata"]["call"]["messages"][2];
-    assert_eq!(
-        (&result["role"], &result["mocked"]),
-        (&json!("tool_call_result"), &json!(false)),
-        "a mock that is switched off is none: {item:#}"
+    let result = text(&item["metadata"]["call"]["messages"][2]["result"]);
+    assert!(
+        result.starts_with("Error: the tool findSlot failed: "),
+        "{result}"
     );
-    assert!(text(&result["result"]).starts_with("Error: the tool findSlot was not run"));
     local.shutdown().await;
 }
 

@@ -25,8 +25,8 @@ use ringback_shared::{
     queue::Message,
     secrets::{LocalSecrets, Secrets},
     store::{
-        Created, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, SimulationRef, Snapshot,
-        TransitionError, schema,
+        Created, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, RunKey, RunKind, SimulationRef,
+        Snapshot, TransitionError, schema,
     },
 };
 use serde_json::{Value, json};
@@ -70,6 +70,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
         personality: json!({"name": "p"}),
         simulation: json!({}),
         outputs: serde_json::Map::new(),
+        eval: serde_json::Value::Null,
     };
     let reference = || SimulationRef {
         simulation_id: Uuid::now_v7(),
@@ -79,6 +80,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
     NewRun {
         id: ids::new_id(NOW),
         org: ORG,
+        kind: RunKind::Simulation,
         iterations,
         transport: "vapi.webchat".to_owned(),
         endpoint: None,
@@ -305,7 +307,7 @@ async fn a_turn_is_appended_once_and_large_documents_come_back_whole() {
     // A definition that is too large says so.
     let refused = ctx
         .store
-        .create_definition(ORG, Kind::Scenario, Uuid::now_v7(), json!({"text": text}))
+        .create_definition(ORG, Kind::Scenario, Uuid::now_v7(), json!({"text": text}), &[])
         .await;
     assert!(refused.unwrap_err().to_string().contains("KB"));
     emulator.shutdown().await;
@@ -349,7 +351,15 @@ async fn a_run_is_created_once_per_key() {
         after: None,
         limit: 100,
     };
-    assert_eq!(ctx.store.list_runs(ORG, &query).await.unwrap().entries.len(), 1);
+    assert_eq!(
+        ctx.store
+            .list_runs(ORG, RunKind::Simulation, &query)
+            .await
+            .unwrap()
+            .entries
+            .len(),
+        1
+    );
     assert_eq!(
         ctx.store
             .create_run(&with_key("key", "another"), NOW)
@@ -586,14 +596,19 @@ async fn tallies_are_what_a_recount_gives() {
                 ctx.store.transition(next, decide).await.unwrap();
             }
             if item_index.is_multiple_of(5) {
-                progress::recount(ctx, ORG, run, item_index / PARTITION)
+                progress::recount(ctx, RunKey::simulation(ORG, run), item_index / PARTITION)
                     .await
                     .unwrap();
             }
         }
     };
     join_all(all.iter().cloned().map(step)).await;
-    let head = ctx.store.run(ORG, run).await.unwrap().unwrap();
+    let head = ctx
+        .store
+        .run(RunKey::simulation(ORG, run))
+        .await
+        .unwrap()
+        .unwrap();
     progress::recount_all(&ctx, &head, Deadline::after(Duration::from_secs(60)))
         .await
         .unwrap();
@@ -607,7 +622,15 @@ async fn tallies_are_what_a_recount_gives() {
             && counted.failed > 0
             && counted.canceled > 0
     );
-    assert_eq!(ctx.store.run(ORG, run).await.unwrap().unwrap().ended_at, None);
+    assert_eq!(
+        ctx.store
+            .run(RunKey::simulation(ORG, run))
+            .await
+            .unwrap()
+            .unwrap()
+            .ended_at,
+        None
+    );
     // A count of earlier items does not replace a later one.
     let (_, stored) = ctx.store.partition(run, 1).await.unwrap();
     let mut stale = stored.clone().unwrap();
@@ -626,15 +649,23 @@ async fn tallies_are_what_a_recount_gives() {
         (0..3)
             .cycle()
             .take(12)
-            .map(|partition| progress::recount(&ctx, ORG, run, partition)),
+            .map(|partition| progress::recount(&ctx, RunKey::simulation(ORG, run), partition)),
     )
     .await;
-    let head = ctx.store.run(ORG, run).await.unwrap().unwrap();
+    let head = ctx
+        .store
+        .run(RunKey::simulation(ORG, run))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(head.counts.as_ref().map(Tally::terminal), Some(total));
     progress::recount_all(&ctx, &head, Deadline::after(Duration::from_secs(60)))
         .await
         .unwrap();
-    assert_eq!(ctx.store.run(ORG, run).await.unwrap(), Some(head));
+    assert_eq!(
+        ctx.store.run(RunKey::simulation(ORG, run)).await.unwrap(),
+        Some(head)
+    );
     emulator.shutdown().await;
 }
 

@@ -96,6 +96,11 @@ impl Entries {
         Self::new(&[without_request, without_summary])
     }
 
+    /// Runs of evals: without what they were asked for, then without what was said.
+    pub(crate) fn of_eval_runs() -> Self {
+        Self::new(&[without_evals, without_conversations])
+    }
+
     /// Items: without what was said and their snapshots; then, where even that is too much, without their results.
     pub(crate) fn of_items() -> Self {
         Self::new(&[without_bulk, without_results])
@@ -162,6 +167,11 @@ fn single(mut value: Value, cuts: &[Cut], max: usize) -> Value {
 /// The answer of one run.
 pub(crate) fn run(run: Value) -> Value {
     single(run, &[without_simulations, without_target], MAX)
+}
+
+/// The answer of one run of evals.
+pub(crate) fn eval_run(run: Value) -> Value {
+    single(run, &[without_evals, without_conversations], MAX)
 }
 
 /// The answer of one item.
@@ -260,6 +270,23 @@ fn without_simulations(run: &mut Value) {
 
 fn without_target(run: &mut Value) {
     leave_out(run, &["target"]);
+}
+
+fn without_evals(run: &mut Value) {
+    leave_out(run, &["eval", "evals", "target.assistant", "target.squad"]);
+}
+
+fn without_conversations(run: &mut Value) {
+    let results = run.get_mut("results").and_then(Value::as_array_mut);
+    for result in results.into_iter().flatten() {
+        if let Some(messages) = result
+            .get_mut("messages")
+            .filter(|messages| **messages != json!([]))
+        {
+            *messages = json!([]);
+            note(result, ["messages".to_owned()]);
+        }
+    }
 }
 
 fn without_request(run: &mut Value) {

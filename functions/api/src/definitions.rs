@@ -1,4 +1,4 @@
-//! Personalities, scenarios, simulations, suites, assistants, squads and structured outputs: create, read, list, change, delete.
+//! Personalities, scenarios, simulations, suites, assistants, squads, structured outputs and evals: create, read, list, change, delete.
 
 use std::collections::HashMap;
 
@@ -9,6 +9,7 @@ use ringback_shared::{
     models::{
         Object, Validate,
         assistant::{self, CreateAssistant, CreateSquad, UpdateSquad},
+        eval::{CreateEval, UpdateEval},
         evaluation::{CreateStructuredOutput, UpdateStructuredOutput},
         parse,
         simulation::{
@@ -41,6 +42,7 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::Squad => "Squad",
         Kind::StructuredOutput => "Structured output",
         Kind::Endpoint => "Endpoint",
+        Kind::Eval => "Eval",
     }
 }
 
@@ -61,6 +63,7 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::Squad => checked::<CreateSquad>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
+        Kind::Eval => checked::<CreateEval>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
     }
 }
@@ -74,6 +77,7 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Assistant => checked::<CreateAssistant>(body),
         Kind::Squad => checked::<UpdateSquad>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
+        Kind::Eval => checked::<UpdateEval>(body),
         Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
     }
 }
@@ -138,16 +142,22 @@ impl Named {
 /// Creates a definition.
 pub(crate) async fn create(ctx: &Context, org: Uuid, kind: Kind, body: Value) -> Result<Response, ApiError> {
     let mut fields = check_new(kind, without_own(body))?;
-    check_references(ctx, org, kind, &fields).await?;
+    let uses = check_references(ctx, org, kind, &fields).await?;
     if kind == Kind::Suite {
         // Clients read this list without looking whether it is there.
         fields.entry("targetAssignments").or_insert_with(|| json!([]));
     }
-    keep(ctx, org, kind, fields).await
+    keep(ctx, org, kind, fields, &uses).await
 }
 
-/// Keeps a new definition with these fields.
-async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Response, ApiError> {
+/// Keeps a new definition with these fields, which uses others.
+async fn keep(
+    ctx: &Context,
+    org: Uuid,
+    kind: Kind,
+    fields: Object,
+    uses: &[(Kind, Uuid)],
+) -> Result<Response, ApiError> {
     let now = ctx.clock.now_ms();
     let id = ids::new_id(now);
     let mut stored = Object::new();
@@ -155,10 +165,20 @@ async fn keep(ctx: &Context, org: Uuid, kind: Kind, fields: Object) -> Result<Re
     stored.insert("orgId".into(), json!(org));
     stored.insert("createdAt".into(), json!(iso(now)));
     stored.insert("updatedAt".into(), json!(iso(now)));
-    stored.extend(fields);
+    stored.extend(fields.clone());
     let stored = Value::Object(stored);
-    ctx.store.create_definition(org, kind, id, stored.clone()).await?;
-    Response::created(stored)
+    let kept = ctx.store.create_definition(org, kind, id, stored.clone(), uses);
+    match kept.await {
+        Err(error) if error.is_duplicate() => {
+            // What it uses has gone since: this says which.
+            check_references(ctx, org, kind, &fields).await?;
+            Err(error.into())
+        }
+        kept => {
+            kept?;
+            Response::created(stored)
+        }
+    }
 }
 
 /// Changes the fields of a definition that the body names; `null` takes one away.
@@ -188,11 +208,11 @@ pub(crate) async fn update(
     // The whole must be right, not only the change.
     check_new(kind, without_own(Value::Object(changed.clone())))?;
     // Of what it names, only the change: a suite whose simulation was deleted can still be renamed.
-    check_references(ctx, org, kind, &changes).await?;
+    let uses = check_references(ctx, org, kind, &changes).await?;
     changed.insert("updatedAt".into(), json!(iso(ctx.clock.now_ms())));
     let changed = Value::Object(changed);
     ctx.store
-        .update_definition(org, kind, &read, changed.clone())
+        .update_definition(org, kind, &read, changed.clone(), &uses)
         .await?;
     Response::ok(changed)
 }
@@ -212,33 +232,69 @@ fn keep_type(stored: &Value, changes: &Object) -> Result<(), ApiError> {
     }
 }
 
-/// A change of a personality replaces its assistant as a whole, but for the credentials: they stay unless the change names
-/// them or leads elsewhere, and an empty list clears them.
+/// A change of a personality replaces its assistant as a whole, but for the credentials and secrets: they stay unless the change
+/// names them or leads elsewhere, and an empty list of credentials clears them.
 fn keep_credentials(before: &Value, changes: &mut Object) {
-    let Some(kept) = before.pointer("/assistant/credentials") else {
+    let (Some(before), Some(after)) = (before.get("assistant"), changes.get_mut("assistant")) else {
         return;
     };
     // What is meant for one place is not sent to another.
-    let same_place = ["model", "server"].iter().all(|part| {
-        let url = |assistant: Option<&Value>| assistant?.get(part)?.get("url").cloned();
-        url(before.get("assistant")) == url(changes.get("assistant"))
-    });
-    if let Some(Value::Object(assistant)) = changes.get_mut("assistant")
+    let url = |assistant: &Value, part: &str| assistant.get(part)?.get("url").cloned();
+    let same_place = ["model", "server"]
+        .iter()
+        .all(|part| url(before, part) == url(after, part));
+    keep_secrets(before, after);
+    if let (Some(kept), Value::Object(after)) = (before.get("credentials"), after)
         && same_place
     {
-        assistant.entry("credentials").or_insert_with(|| kept.clone());
+        after.entry("credentials").or_insert_with(|| kept.clone());
     }
 }
 
-/// What these fields of a definition name must exist.
-async fn check_references(ctx: &Context, org: Uuid, kind: Kind, fields: &Object) -> Result<(), ApiError> {
+/// Where a server's URL is the same in the same place of both, `after` keeps the secret for it that it does not name.
+fn keep_secrets(before: &Value, after: &mut Value) {
+    match (before, after) {
+        (Value::Object(before), Value::Object(after)) => {
+            for (url, secret) in [("url", "secret"), ("serverUrl", "serverUrlSecret")] {
+                let same = before.get(url).is_some_and(|was| after.get(url) == Some(was));
+                if let Some(kept) = before.get(secret).filter(|_| same) {
+                    after.entry(secret).or_insert_with(|| kept.clone());
+                }
+            }
+            for (name, after) in after {
+                if let Some(before) = before.get(name) {
+                    keep_secrets(before, after);
+                }
+            }
+        }
+        (Value::Array(before), Value::Array(after)) => {
+            for (before, after) in before.iter().zip(after) {
+                keep_secrets(before, after);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What these fields of a definition name must exist. Gives what may not be deleted from then on.
+async fn check_references(
+    ctx: &Context,
+    org: Uuid,
+    kind: Kind,
+    fields: &Object,
+) -> Result<Vec<(Kind, Uuid)>, ApiError> {
+    let mut uses = Vec::new();
     if kind == Kind::Simulation {
         for (field, kind) in [
             ("scenarioId", Kind::Scenario),
             ("personalityId", Kind::Personality),
         ] {
             if let Some(id) = fields.get(field).and_then(Value::as_str) {
-                found(ctx, org, kind, id).await?;
+                let used = found(ctx, org, kind, id).await?.id;
+                // What is built in is stored nowhere, and never deleted.
+                if built_in::get(kind, used).is_none() {
+                    uses.push((kind, used));
+                }
             }
         }
     }
@@ -255,7 +311,7 @@ async fn check_references(ctx: &Context, org: Uuid, kind: Kind, fields: &Object)
     if kind == Kind::Squad {
         load_members(ctx, org, fields).await?;
     }
-    Ok(())
+    Ok(uses)
 }
 
 /// Reads the stored assistants that a squad's members are: all of them are there.
@@ -289,7 +345,7 @@ pub(crate) async fn duplicate_suite(ctx: &Context, org: Uuid, id: &str) -> Resul
     let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
     let name = name_of_copy(name);
     fields.insert("name".to_owned(), json!(name));
-    keep(ctx, org, Kind::Suite, fields).await
+    keep(ctx, org, Kind::Suite, fields, &[]).await
 }
 
 /// `name` and ` (copy)`; of a long name the end is left out.
@@ -299,33 +355,44 @@ fn name_of_copy(name: &str) -> String {
     format!("{kept}{SUFFIX}")
 }
 
+/// How often a deletion is tried anew because the definition was changed or used meanwhile.
+const DELETE_TRIES: u32 = 5;
+
 /// Deletes a definition that no other one needs.
 pub(crate) async fn delete(ctx: &Context, org: Uuid, kind: Kind, id: &str) -> Result<Response, ApiError> {
     built_in::refuse(kind, id, "deleted")?;
-    let read = found(ctx, org, kind, id).await?;
     let field = match kind {
         Kind::Scenario => Some(("scenarioId", "scenario_in_use")),
         Kind::Personality => Some(("personalityId", "personality_in_use")),
         _ => None,
     };
-    if let Some((field, code)) = field
-        && let Some(user) = simulation_with(ctx, org, field, read.id).await?
-    {
-        let message = format!(
-            "{} {id} is used by simulation {user}; delete or change that first",
-            title(kind)
-        );
-        return Ok(Response::conflict(code, &message));
+    let mut tries = 0;
+    loop {
+        let read = found(ctx, org, kind, id).await?;
+        // Read after the definition: a simulation that is missed here has touched it.
+        if let Some((field, code)) = field
+            && let Some(user) = simulation_with(ctx, org, field, read.id).await?
+        {
+            let message = format!(
+                "{} {id} is used by simulation {user}; delete or change that first",
+                title(kind)
+            );
+            return Ok(Response::conflict(code, &message));
+        }
+        tries += 1;
+        match ctx.store.delete_definition(org, kind, &read).await {
+            Err(error) if error.is_duplicate() && tries < DELETE_TRIES => {}
+            deleted => {
+                deleted?;
+                return Response::ok(read.body);
+            }
+        }
     }
-    ctx.store.delete_definition(org, kind, read.id).await?;
-    Response::ok(read.body)
 }
 
 /// A simulation whose `field` is `id`, however it is written there.
 ///
-/// The reads are consistent and see all of the org's simulations, page by page. Still one that is made while they are read may
-/// be missed: to rule that out, each simulation would need a row under what it uses. It then names what is gone, and a run of it
-/// is refused with 404.
+/// The reads are consistent and see all of the org's simulations, page by page. One that is made while they are read may be missed.
 async fn simulation_with(ctx: &Context, org: Uuid, field: &str, id: Uuid) -> Result<Option<Uuid>, ApiError> {
     let used = |simulation: &Value| {
         let named = simulation.get(field).and_then(Value::as_str);

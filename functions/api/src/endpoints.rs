@@ -158,7 +158,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Resp
         .map_err(|error| signing::unavailable(&error))?;
     ctx.store.put_endpoint(id, org).await?;
     ctx.store
-        .create_definition(org, Kind::Endpoint, id, endpoint.body.clone())
+        .create_definition(org, Kind::Endpoint, id, endpoint.body.clone(), &[])
         .await?;
     Response::created(view(ctx, &endpoint, Some(&secrets), Some(secret)))
 }
@@ -201,7 +201,7 @@ async fn rewrite(
         object.insert("updatedAt".to_owned(), json!(iso(ctx.clock.now_ms())));
     }
     ctx.store
-        .update_definition(org, Kind::Endpoint, read, changed.body.clone())
+        .update_definition(org, Kind::Endpoint, read, changed.body.clone(), &[])
         .await?;
     Ok(changed)
 }
@@ -242,7 +242,7 @@ pub(crate) async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
         None => None,
     };
     ctx.store.delete_endpoint(read.id).await?;
-    ctx.store.delete_definition(org, Kind::Endpoint, read.id).await?;
+    ctx.store.delete_definition(org, Kind::Endpoint, &read).await?;
     Response::ok(view(ctx, &read, kept.as_ref(), None))
 }
 

@@ -8,7 +8,7 @@ use ringback_shared::{
     clock::parse_iso,
     context::Context,
     lifecycle::{Item, Tally},
-    store::{Definition, Kind, ListQuery, RunHead, RunState},
+    store::{Definition, Kind, ListQuery, RunHead, RunKey, RunKind, RunState},
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -50,7 +50,7 @@ impl Wanted {
         let named = matches!(kind, Kind::Scenario | Kind::Suite | Kind::StructuredOutput);
         let (parameter, ids): (_, Vec<&str>) = match kind {
             Kind::Scenario | Kind::Simulation | Kind::Squad => ("idAny", query.all("idAny").collect()),
-            Kind::StructuredOutput => ("id", query.get("id").into_iter().collect()),
+            Kind::StructuredOutput | Kind::Eval => ("id", query.get("id").into_iter().collect()),
             _ => ("", Vec::new()),
         };
         let parsed = ids
@@ -238,10 +238,49 @@ struct WantedRuns {
     result: Option<String>,
     target_type: Option<String>,
     target_id: Option<Uuid>,
+    evals: Option<WantedEvals>,
+}
+
+/// What a list of runs of evals is to hold besides.
+#[derive(Debug)]
+struct WantedEvals {
+    run: Option<Uuid>,
+    eval: Option<Uuid>,
+    /// In lower case; a part of an id or of an eval's name.
+    search: Option<String>,
+}
+
+impl WantedEvals {
+    fn parse(query: &Query) -> Result<Self, ApiError> {
+        let id = |name: &str| {
+            let id = query.get(name).map(Uuid::try_parse).transpose();
+            id.map_err(|_| ApiError::bad_request(format!("{name} must be an id")))
+        };
+        Ok(Self {
+            run: id("id")?,
+            eval: id("evalId")?,
+            search: query.get("search").map(str::to_lowercase),
+        })
+    }
+
+    fn fits(&self, run: &RunHead) -> bool {
+        let found = |part: &String| {
+            let ids = std::iter::once(&run.id).chain(&run.evals).chain(&run.target_id);
+            ids.map(Uuid::to_string).any(|id| id.contains(part))
+                || run
+                    .eval_names
+                    .iter()
+                    .any(|name| name.to_lowercase().contains(part))
+        };
+        run.deleted_at.is_none()
+            && self.run.is_none_or(|wanted| wanted == run.id)
+            && self.eval.is_none_or(|wanted| run.evals.contains(&wanted))
+            && self.search.as_ref().is_none_or(found)
+    }
 }
 
 impl WantedRuns {
-    fn parse(query: &Query) -> Result<Self, ApiError> {
+    fn parse(kind: RunKind, query: &Query) -> Result<Self, ApiError> {
         let text = |word: Option<&str>| word.map(str::to_owned);
         let target_id = query.get("targetId").map(Uuid::try_parse).transpose();
         Ok(Self {
@@ -250,12 +289,20 @@ impl WantedRuns {
             result: text(word(query, "filterStatus", &["passed", "failed", "running"])?),
             target_type: text(word(query, "targetType", &["assistant", "squad"])?),
             target_id: target_id.map_err(|_| ApiError::bad_request("targetId must be an id"))?,
+            evals: match kind {
+                RunKind::Simulation => None,
+                RunKind::Eval => Some(WantedEvals::parse(query)?),
+            },
         })
     }
 
     fn is_all(&self) -> bool {
         let words = [&self.status, &self.result, &self.target_type];
-        self.updated.is_none() && self.target_id.is_none() && words.iter().all(|word| word.is_none())
+        // Of the others some may have been deleted, though their heads are still there.
+        self.evals.is_none()
+            && self.updated.is_none()
+            && self.target_id.is_none()
+            && words.iter().all(|word| word.is_none())
     }
 
     fn fits(&self, run: &RunHead) -> bool {
@@ -274,6 +321,7 @@ impl WantedRuns {
                 .as_deref()
                 .is_none_or(|wanted| wanted == run.target_type)
             && self.target_id.is_none_or(|wanted| run.target_id == Some(wanted))
+            && self.evals.as_ref().is_none_or(|evals| evals.fits(run))
     }
 }
 
@@ -309,10 +357,11 @@ fn cost(run: &RunHead) -> Option<i64> {
 pub(crate) async fn runs(
     ctx: &Context,
     org: Uuid,
+    kind: RunKind,
     list: &ListRequest,
     query: &Query,
 ) -> Result<(Vec<RunHead>, Found), ApiError> {
-    let wanted = WantedRuns::parse(query)?;
+    let wanted = WantedRuns::parse(kind, query)?;
     let by_creation = list.sort == SortBy::CreatedAt;
     let mut pick = list.pick(list.cursor);
     let counted = by_creation && wanted.is_all();
@@ -324,7 +373,7 @@ pub(crate) async fn runs(
     let mut query = list.store_query(after, piece);
     let (mut page, mut keys) = (Vec::new(), Vec::new());
     loop {
-        let listed = ctx.store.list_runs(org, &query).await?;
+        let listed = ctx.store.list_runs(org, kind, &query).await?;
         query.after = listed.entries.last().map(|run| run.id);
         for run in listed.entries.into_iter().filter(|run| wanted.fits(run)) {
             let key = (measure(list.sort, &run), run.id);
@@ -339,13 +388,13 @@ pub(crate) async fn runs(
         }
     }
     if counted {
-        pick.total = ctx.store.count_runs(org, &list.ids()).await?;
+        pick.total = ctx.store.count_runs(org, kind, &list.ids()).await?;
     }
     if !by_creation {
         list.sort(&mut keys);
         keys.retain(|&key| pick.takes(key));
         let read = stream::iter(keys)
-            .map(|(_, id)| ctx.store.run(org, id))
+            .map(|(_, id)| ctx.store.run(RunKey { org, kind, run: id }))
             .buffered(READS);
         page = read.try_filter_map(async |run| Ok(run)).try_collect().await?;
     }

@@ -4,6 +4,7 @@ mod bounded;
 mod built_in;
 mod definitions;
 mod endpoints;
+mod evals;
 mod filters;
 mod hook_secrets;
 mod http;
@@ -111,6 +112,11 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::RunStructuredOutput => {
             idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
         }
+        Action::ListEvalRuns => evals::list(ctx, org, request).await,
+        Action::CreateEvalRun => evals::create(ctx, org, request).await,
+        Action::ReadEvalRun => evals::read(ctx, org, id).await,
+        Action::CancelEvalRun => evals::cancel(ctx, org, id).await,
+        Action::DeleteEvalRun => evals::delete(ctx, org, id).await,
         Action::ListEndpoints => endpoints::list(ctx, org, request).await,
         Action::CreateEndpoint => endpoints::create(ctx, org, request.json()?).await,
         Action::ReadEndpoint => endpoints::read(ctx, org, id).await,

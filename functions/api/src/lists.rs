@@ -61,7 +61,7 @@ enum Shape {
 impl Shape {
     fn of(kind: Kind) -> Self {
         match kind {
-            Kind::StructuredOutput => Self::Always,
+            Kind::StructuredOutput | Kind::Eval => Self::Always,
             Kind::Assistant | Kind::Squad => Self::Paged,
             _ => Self::Asked,
         }
@@ -171,6 +171,11 @@ impl ListRequest {
     /// What a request for a list of runs or items asks for.
     pub(crate) fn parse(query: &Query) -> Result<Self, ApiError> {
         Self::read(query, Shape::Asked, true)
+    }
+
+    /// The same of a list that is always a page.
+    pub(crate) fn of_pages(query: &Query) -> Result<Self, ApiError> {
+        Self::read(query, Shape::Always, true)
     }
 
     /// What a request for a list of definitions asks for. They have neither a duration nor a cost, so that they are always

@@ -17,8 +17,8 @@ use ringback_shared::{
         trials::{EvaluateSimulationRun, OriginKind, RerunItems, RerunSimulationRun},
     },
     store::{
-        Basis, ItemKey, ItemOrigin, Kind, Manifest, NewItem, NewOrigin, NewRun, RunHead, RunOrigin, RunState,
-        SimulationRef, Snapshot, Standing,
+        Basis, ItemKey, ItemOrigin, Kind, Manifest, NewItem, NewOrigin, NewRun, RunHead, RunKind, RunOrigin,
+        RunState, SimulationRef, Snapshot, Standing,
     },
 };
 use serde_json::{Map, Value, json};
@@ -93,6 +93,7 @@ pub(crate) async fn rerun(
     let new = NewRun {
         id: ids::new_id(now),
         org,
+        kind: RunKind::Simulation,
         iterations: 1,
         transport: provider.as_str().to_owned(),
         endpoint,
@@ -144,6 +145,7 @@ pub(crate) async fn evaluate(
     let new = NewRun {
         id: ids::new_id(now),
         org,
+        kind: RunKind::Simulation,
         iterations: 1,
         transport: origin.transport.clone(),
         endpoint: origin.endpoint,

@@ -11,18 +11,20 @@ use ringback_shared::{
     costs, ids,
     lifecycle::Tally,
     models::{
+        assistant::{CreateAssistant, CreateSquad},
         parse,
         run::{
             CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationEntry, SimulationRun,
             SimulationRunEntry, SimulationRunItemCounts, SimulationRunListItem, SimulationRunListSource,
-            SimulationRunListSummary, SimulationRunSourceType, SimulationRunTarget, TargetSquad, Transport,
+            SimulationRunListSummary, SimulationRunSourceType, SimulationRunTarget, Transport,
             TransportProvider,
         },
         trials,
     },
     progress,
     store::{
-        Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunOrigin, RunState, SimulationRef, Snapshot,
+        Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunKey, RunKind, RunOrigin, RunState,
+        SimulationRef, Snapshot,
     },
 };
 use serde_json::{Map, Value, json};
@@ -79,6 +81,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     let new = NewRun {
         id,
         org,
+        kind: RunKind::Simulation,
         iterations,
         transport: provider.as_str().to_owned(),
         endpoint,
@@ -107,23 +110,28 @@ fn without_ignored(mut body: Value) -> Value {
     body
 }
 
-/// Starts a run of which everything is resolved, and answers with it, unless the organization has spent its billing limit. Every
-/// new run passes here: one that is asked for, a rerun, and one that only judges. `now` is in milliseconds since the Unix epoch.
+/// Starts a run of simulations of which everything is resolved, and answers with it.
 pub(crate) async fn start(ctx: &Context, new: NewRun, now: i64) -> Result<Response, ApiError> {
+    let (head, manifest) = begin(ctx, new, now).await?;
+    Response::created(bounded::run(json!(created(ctx, head, &manifest)?)))
+}
+
+/// Starts a run of which everything is resolved, unless the organization has spent its billing limit. Every new run passes here:
+/// one that is asked for, a rerun, one that only judges, and one of evals. `now` is in milliseconds since the Unix epoch.
+pub(crate) async fn begin(ctx: &Context, new: NewRun, now: i64) -> Result<(RunHead, Manifest), ApiError> {
     if let Err(refused) = orgs::check_billing_limit(ctx, new.org, now).await {
         // What the same request has started meanwhile is answered as ever.
-        let before = repeated(ctx, new.org, new.idempotency.as_ref(), now).await?;
+        let before = begun(ctx, new.org, new.kind, new.idempotency.as_ref(), now).await?;
         return before.ok_or(refused);
     }
     if new.snapshots.iter().any(Snapshot::has_hooks) {
         // Nothing is sent unsigned: the secret is there before the first hook is owed.
         hook_secrets::first(ctx, new.org).await?;
     }
-    let (head, manifest) = match ctx.store.create_run(&new, now).await? {
-        Created::New(head) => (*head, new.manifest),
-        before => made_before(ctx, new.org, before).await?,
-    };
-    Response::created(bounded::run(json!(created(ctx, head, &manifest)?)))
+    match ctx.store.create_run(&new, now).await? {
+        Created::New(head) => Ok((*head, new.manifest)),
+        before => made_before(ctx, new.org, new.kind, before).await,
+    }
 }
 
 /// The answer to a request with an idempotency key that was sent before. What the request names may have changed or gone since;
@@ -134,27 +142,46 @@ pub(crate) async fn repeated(
     idempotency: Option<&(String, String)>,
     now: i64,
 ) -> Result<Option<Response>, ApiError> {
+    match begun(ctx, org, RunKind::Simulation, idempotency, now).await? {
+        Some((head, manifest)) => {
+            let answer = bounded::run(json!(created(ctx, head, &manifest)?));
+            Response::created(answer).map(Some)
+        }
+        None => Ok(None),
+    }
+}
+
+/// The run that a request with this idempotency key made before.
+pub(crate) async fn begun(
+    ctx: &Context,
+    org: Uuid,
+    kind: RunKind,
+    idempotency: Option<&(String, String)>,
+    now: i64,
+) -> Result<Option<(RunHead, Manifest)>, ApiError> {
     let Some(idempotency) = idempotency else {
         return Ok(None);
     };
-    let Some(before) = ctx.store.created_with(org, idempotency, now).await? else {
-        return Ok(None);
-    };
-    let (head, manifest) = made_before(ctx, org, before).await?;
-    Ok(Some(Response::created(bounded::run(json!(created(
-        ctx, head, &manifest
-    )?)))?))
+    match ctx.store.created_with(org, idempotency, now).await? {
+        Some(before) => made_before(ctx, org, kind, before).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The run that the same request made before.
-async fn made_before(ctx: &Context, org: Uuid, before: Created) -> Result<(RunHead, Manifest), ApiError> {
+async fn made_before(
+    ctx: &Context,
+    org: Uuid,
+    kind: RunKind,
+    before: Created,
+) -> Result<(RunHead, Manifest), ApiError> {
     let head = match before {
         Created::New(head) => *head,
-        Created::Before(run) => ctx
-            .store
-            .run(org, run)
-            .await?
-            .ok_or_else(|| ApiError::not_found("Run", &run.to_string()))?,
+        Created::Before(run) => {
+            let gone = || ApiError::not_found("Run", &run.to_string());
+            let head = ctx.store.run(RunKey { org, kind, run }).await?;
+            head.filter(|head| head.deleted_at.is_none()).ok_or_else(gone)?
+        }
         Created::OtherRequest => return Err(idempotency::other_request()),
     };
     let manifest = ctx.store.manifest(head.id).await?;
@@ -260,14 +287,28 @@ pub(crate) async fn resolve_target(
     org: Uuid,
     target: &SimulationRunTarget,
 ) -> Result<(Value, Option<Uuid>), ApiError> {
-    let target = match target {
-        SimulationRunTarget::Assistant(target) => target,
-        SimulationRunTarget::Squad(target) => return resolve_squad(ctx, org, target).await,
-    };
-    if let Some(assistant) = &target.assistant {
+    match target {
+        SimulationRunTarget::Assistant(target) => {
+            let id = target.assistant_id.as_deref();
+            resolve_assistant(ctx, org, target.assistant.as_ref(), id).await
+        }
+        SimulationRunTarget::Squad(target) => {
+            resolve_squad(ctx, org, target.squad.as_ref(), target.squad_id.as_deref()).await
+        }
+    }
+}
+
+/// The assistant that comes along, or the stored one with that id as it is now.
+pub(crate) async fn resolve_assistant(
+    ctx: &Context,
+    org: Uuid,
+    inline: Option<&CreateAssistant>,
+    id: Option<&str>,
+) -> Result<(Value, Option<Uuid>), ApiError> {
+    if let Some(assistant) = inline {
         return Ok((json!({ "assistant": assistant }), None));
     }
-    let id = target.assistant_id.as_deref().unwrap_or_default();
+    let id = id.unwrap_or_default();
     let stored = definitions::found(ctx, org, Kind::Assistant, id).await?;
     Ok((json!({ "assistant": stored.body }), Some(stored.id)))
 }
@@ -277,15 +318,16 @@ pub(crate) async fn resolve_target(
 const MAX_SQUAD: usize = 5_000_000;
 
 /// The squad with the assistants that its members are at this moment.
-async fn resolve_squad(
+pub(crate) async fn resolve_squad(
     ctx: &Context,
     org: Uuid,
-    target: &TargetSquad,
+    inline: Option<&CreateSquad>,
+    id: Option<&str>,
 ) -> Result<(Value, Option<Uuid>), ApiError> {
-    let (mut squad, id) = match &target.squad {
+    let (mut squad, id) = match inline {
         Some(squad) => (squad.config.clone(), None),
         None => {
-            let id = target.squad_id.as_deref().unwrap_or_default();
+            let id = id.unwrap_or_default();
             let stored = definitions::found(ctx, org, Kind::Squad, id).await?;
             let squad = stored.body.as_object().cloned().unwrap_or_default();
             (squad, Some(stored.id))
@@ -568,6 +610,7 @@ fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRe
             personality,
             simulation: Value::Object(simulation),
             outputs: kept,
+            eval: Value::Null,
         },
     ))
 }
@@ -576,7 +619,10 @@ fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRe
 pub(crate) async fn found(ctx: &Context, org: Uuid, id: &str) -> Result<RunHead, ApiError> {
     let missing = || ApiError::not_found("Run", id);
     let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
-    ctx.store.run(org, uuid).await?.ok_or_else(missing)
+    ctx.store
+        .run(RunKey::simulation(org, uuid))
+        .await?
+        .ok_or_else(missing)
 }
 
 fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunItemCounts {
@@ -777,7 +823,7 @@ fn target_name(target: &Value) -> Option<String> {
 /// Lists runs.
 pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let wanted = ListRequest::parse(&request.query)?;
-    let (heads, found) = filters::runs(ctx, org, &wanted, &request.query).await?;
+    let (heads, found) = filters::runs(ctx, org, RunKind::Simulation, &wanted, &request.query).await?;
     // A page shows more of each run than the bare list does.
     let paged = wanted.is_paged();
     let mut views = stream::iter(heads)
@@ -800,7 +846,12 @@ pub(crate) async fn list(ctx: &Context, org: Uuid, request: &Request) -> Result<
 
 /// Stops a run: what has not ended is canceled.
 pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
-    let head = found(ctx, org, id).await?;
+    let head = stop(ctx, found(ctx, org, id).await?).await?;
+    Response::ok(bounded::run(json!(current(ctx, &head).await?)))
+}
+
+/// Stops a run that has not ended, and gives it as it is then.
+pub(crate) async fn stop(ctx: &Context, head: RunHead) -> Result<RunHead, ApiError> {
     let now = ctx.clock.now_ms();
     let is_open = |head: &RunHead| head.state != RunState::Ended && head.canceled_at.is_none();
     let was_open = is_open(&head);
@@ -825,26 +876,28 @@ pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
     if head.state == RunState::Ended {
         return Err(ApiError::bad_request("Run has already ended"));
     }
-    // The decision is kept; carrying it out here only makes it quicker, and what fails here is owed and done later.
-    let head = match carried_out(ctx, head.clone()).await {
+    Ok(carried_out(ctx, head).await)
+}
+
+/// Carries a cancellation out and counts what came of it, as far as it can be done in a request. The decision is kept; what fails
+/// here is owed and done later.
+pub(crate) async fn carried_out(ctx: &Context, head: RunHead) -> RunHead {
+    let work = async {
+        let deadline = Deadline::after(REQUEST_BUDGET);
+        let head = progress::advance(ctx, head.clone(), deadline).await?;
+        if head.expanded < head.total || head.cancel_cursor < head.total {
+            return Ok(head);
+        }
+        progress::recount_all(ctx, &head, deadline).await?;
+        Ok::<_, BoxError>(ctx.store.run(head.key()).await?.unwrap_or(head))
+    };
+    match work.await {
         Ok(advanced) => advanced,
         Err(error) => {
             tracing::warn!(run = %head.id, %error, "the cancellation goes on later");
             head
         }
-    };
-    Response::ok(bounded::run(json!(current(ctx, &head).await?)))
-}
-
-/// Carries a cancellation out and counts what came of it, as far as it can be done in a request.
-async fn carried_out(ctx: &Context, head: RunHead) -> Result<RunHead, BoxError> {
-    let deadline = Deadline::after(REQUEST_BUDGET);
-    let head = progress::advance(ctx, head, deadline).await?;
-    if head.expanded < head.total || head.cancel_cursor < head.total {
-        return Ok(head);
     }
-    progress::recount_all(ctx, &head, deadline).await?;
-    Ok(ctx.store.run(head.org, head.id).await?.unwrap_or(head))
 }
 
 /// Makes sure that the item with `index` is stored.

@@ -19,8 +19,8 @@ use ringback_shared::{
     progress::{self, MARGIN},
     provider,
     store::{
-        ItemKey, PARTITION, RunHead, RunOwed, StoreError, event_from_image, head_from_image, hook_from_image,
-        item_from_image,
+        ItemKey, PARTITION, RunHead, RunKey, RunOwed, StoreError, event_from_image, head_from_image,
+        hook_from_image, item_from_image,
     },
 };
 use uuid::Uuid;
@@ -41,7 +41,7 @@ struct Work {
     /// Hooks that wait for a worker.
     hooks: Vec<Hook>,
     /// Partitions (org, run, partition) in which an item counts differently.
-    recount: BTreeSet<(Uuid, Uuid, u32)>,
+    recount: BTreeSet<(RunKey, u32)>,
     /// Runs to which something is owed, by id.
     runs: BTreeMap<Uuid, RunHead>,
     /// What providers said about items.
@@ -120,7 +120,7 @@ impl Work {
         } else if sk == "ORG" {
             self.admit
                 .extend(pk.strip_prefix("ORG#").and_then(|org| org.parse::<Uuid>().ok()));
-        } else if pk.starts_with("ORG#") && pk.ends_with("#run") {
+        } else if RunKey::of_row(pk, sk).is_some() {
             let head = head_from_image(change.new_image)?;
             if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) {
                 self.runs.insert(head.id, head);
@@ -136,7 +136,7 @@ impl Work {
         // While an item goes on, what it has cost is counted with its next standing.
         let costs_more = |before: &Item| item.state.is_terminal() && before.costs() != item.costs();
         if before.map(counts) != Some(counts(&item)) || before.is_some_and(costs_more) {
-            self.recount.insert((item.org, item.run, item.index / PARTITION));
+            self.recount.insert((RunKey::of(&item), item.index / PARTITION));
         }
         let waits = before.is_none() && item.owed == Owed::Admit;
         let gave_back = |before: &Item| !before.slots.is_empty() && item.slots.is_empty();
@@ -172,8 +172,8 @@ impl Work {
         // Organizations take turns. What is left when the time is over goes on with the records that it made, or with the next
         // sweep: none holds up the others for long, however many items it has.
         note(&mut failed, admit(ctx, self.admit, deadline).await);
-        for (org, run, partition) in in_turns(self.recount, |(org, ..)| *org) {
-            note(&mut failed, progress::recount(ctx, org, run, partition).await);
+        for (key, partition) in in_turns(self.recount, |(key, _)| key.org) {
+            note(&mut failed, progress::recount(ctx, key, partition).await);
         }
         note(&mut failed, advance(ctx, self.runs.into_values(), deadline).await);
         failed

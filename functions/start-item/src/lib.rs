@@ -2,6 +2,7 @@
 //! before the next one is asked for.
 
 mod call;
+mod mock;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -15,20 +16,24 @@ use ringback_shared::{
     batch::{self, Outcome},
     clock::Deadline,
     context::{BoxError, Context},
-    conversation::{Conversation, Next, Reply, Speaker},
+    conversation::{Conversation, Next, Reply},
     costs::{ModelCosts, ModelUse},
-    lifecycle::{Failure, Fault, Item},
-    llm::{ChatReply, ChatRequest, ModelError},
+    lifecycle::{Cause, Failure, Fault, Item},
+    llm::{ChatReply, ChatRequest, ModelError, Purpose, ToolCall},
     progress,
     queue::Message,
-    store::{ItemKey, StoreError, TransitionError},
+    store::{ItemKey, RunKind, StoreError, TransitionError},
+    tool,
 };
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// How much longer than one model call a worker's claim holds, in milliseconds: for the reply to be written.
 const LEASE_MARGIN_MS: i64 = 15_000;
 /// What must be left of a claim beyond the longest model call when one begins, in milliseconds.
 const RENEWAL_MARGIN_MS: i64 = 5_000;
+/// What must be left of an invocation after a tool was run: for its result to be written.
+const TOOL_MARGIN: Duration = Duration::from_secs(10);
 /// How often a worker looks whether its item was canceled.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
@@ -81,6 +86,8 @@ impl From<TransitionError> for Stop {
 enum Slice {
     /// The conversation is over, for this reason.
     Over(String),
+    /// It is over and was judged as it went.
+    Judged(Played),
     /// The slice's time is over.
     Unfinished,
 }
@@ -120,16 +127,25 @@ async fn work(ctx: &Context, message: Message, deadline: Deadline) -> Outcome {
         uses: Vec::new(),
     };
     // A panic costs the item an attempt and nobody else anything.
-    let talked = AssertUnwindSafe(Box::pin(
-        worker.converse(resumed.load(Ordering::Relaxed), deadline),
-    ))
-    .catch_unwind()
-    .await;
+    let resumed = resumed.load(Ordering::Relaxed);
+    let talked = match worker.item.kind {
+        RunKind::Simulation => {
+            AssertUnwindSafe(worker.converse(resumed, deadline).boxed())
+                .catch_unwind()
+                .await
+        }
+        RunKind::Eval => {
+            AssertUnwindSafe(worker.play(resumed, deadline).boxed())
+                .catch_unwind()
+                .await
+        }
+    };
     let talked = talked.unwrap_or_else(|_| {
         let failure = Failure::new(
             "Ringback failed on this conversation; see its log",
             Some(Fault::Ringback),
-        );
+        )
+        .with(Cause::Aborted);
         Err(Stop::Failed {
             failure,
             transient: true,
@@ -145,6 +161,14 @@ fn fault(error: &ModelError, side: Fault) -> Fault {
     } else {
         side
     }
+}
+
+/// A mock conversation that was played to its end.
+struct Played {
+    /// Why it did not pass, if it did not.
+    verdict: Result<(), Failure>,
+    /// What is kept of it, as a JSON text.
+    result: String,
 }
 
 /// A worker with its claim on an item.
@@ -163,11 +187,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     async fn converse(&mut self, resumed: bool, deadline: Deadline) -> Result<Slice, Stop> {
         let briefing = self.ctx.briefing(self.item.run, self.item.simulation).await?;
-        let replies = if resumed {
-            self.replies().await?
-        } else {
-            Vec::new()
-        };
+        let replies: Vec<Reply> = self.kept(resumed).await?;
         self.uses = replies.iter().filter_map(ModelUse::of_reply).collect();
         let mut talk = Conversation::new(briefing.plan(self.ctx.config.limits), replies);
         loop {
@@ -183,11 +203,18 @@ impl Worker<'_> {
                     request,
                     model,
                 } => {
-                    let answer = self.ask(speaker, request, &model).await?;
-                    talk.accept(answer, now, self.ctx.clock.now_ms())
+                    let answer = self.ask(speaker.purpose(), request, &model).await?;
+                    let mut reply = talk.accept(answer, now, self.ctx.clock.now_ms());
+                    for (place, tool, call) in talk.to_run(&reply) {
+                        let result = self.run_tool(&tool, &call, deadline).await?;
+                        if let Some(kept) = reply.tool_results.get_mut(place) {
+                            kept.result = result;
+                        }
+                    }
+                    reply
                 }
             };
-            self.keep(&reply).await?;
+            self.keep(reply.n, &reply, ModelUse::of_reply(&reply)).await?;
             talk.push(reply);
         }
     }
@@ -197,7 +224,11 @@ impl Worker<'_> {
         self.slice.left().is_zero() || deadline.left() < self.ctx.config.models.timeout
     }
 
-    async fn replies(&self) -> Result<Vec<Reply>, Stop> {
+    /// The records that are kept of the conversation, if there may be any.
+    async fn kept<T: DeserializeOwned>(&self, resumed: bool) -> Result<Vec<T>, Stop> {
+        if !resumed {
+            return Ok(Vec::new());
+        }
         let detail = self.ctx.store.item_detail(self.item.id()).await?;
         let read = |turn: &String| {
             serde_json::from_str(turn).map_err(|error| StoreError::Corrupt(error.to_string()))
@@ -205,53 +236,72 @@ impl Worker<'_> {
         Ok(detail.turns.iter().map(read).collect::<Result<_, _>>()?)
     }
 
-    async fn keep(&mut self, reply: &Reply) -> Result<(), Stop> {
-        let json = serde_json::to_string(reply).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        self.ctx.store.append_turn(self.item.id(), reply.n, &json).await?;
+    /// Keeps the `n`-th record of a conversation before anything follows from it.
+    async fn keep(&mut self, n: u32, record: &impl Serialize, used: Option<ModelUse>) -> Result<(), Stop> {
+        let json = serde_json::to_string(record).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        self.ctx.store.append_turn(self.item.id(), n, &json).await?;
         self.progressed = true;
-        self.uses.extend(ModelUse::of_reply(reply));
+        self.uses.extend(used);
         Ok(())
     }
 
-    /// Asks a side's model for its next reply, which says what it cost. Meanwhile the worker keeps its claim and looks whether the item was
-    /// canceled: then it waits no longer.
+    /// Asks a model for its next reply, which says what it cost.
     async fn ask(
         &mut self,
-        speaker: Speaker,
+        purpose: Purpose,
         request: ChatRequest,
         model: &Value,
     ) -> Result<ChatReply, Stop> {
-        let side = match speaker {
-            Speaker::Tester => ("tester", Fault::Tester),
-            Speaker::Target => ("target", Fault::Target),
+        let side = match purpose {
+            Purpose::Tester => ("tester", Fault::Tester),
+            Purpose::Target => ("target", Fault::Target),
+            Purpose::Judge | Purpose::Writer => ("judge", Fault::Provider),
         };
-        let failed = |error: ModelError| Stop::Failed {
-            failure: Failure::new(
+        let failed = |error: ModelError| {
+            let failure = Failure::new(
                 &format!("the {}'s model failed: {error}", side.0),
                 Some(fault(&error, side.1)),
-            ),
-            transient: error.is_transient(),
+            );
+            let late = matches!(error, ModelError::Timeout { .. });
+            Stop::Failed {
+                failure: failure.with(if late { Cause::Timeout } else { Cause::Error }),
+                transient: error.is_transient(),
+            }
         };
-        let (endpoint, name) = self
-            .ctx
-            .config
-            .models
-            .resolve(model, speaker.purpose())
-            .map_err(failed)?;
+        let (endpoint, name) = self.ctx.config.models.resolve(model, purpose).map_err(failed)?;
         let request = ChatRequest {
             model: name,
             ..request
         };
-        self.stay().await?;
         let models = self.ctx.models.clone();
-        let call = models.chat(&endpoint, &request);
-        tokio::pin!(call);
+        let answer = self.hold(models.chat(&endpoint, &request)).await?;
+        let prices = &self.ctx.config.prices;
+        answer
+            .map(|reply| prices.charge(&request.model, reply))
+            .map_err(failed)
+    }
+
+    /// Runs a tool of the target for real, within what is left of the invocation.
+    async fn run_tool(&mut self, tool: &Value, call: &ToolCall, deadline: Deadline) -> Result<String, Stop> {
+        let outbound = self.ctx.outbound.clone();
+        let longest = self
+            .ctx
+            .config
+            .models
+            .timeout
+            .min(deadline.left().saturating_sub(TOOL_MARGIN));
+        let now = self.ctx.clock.now_ms();
+        self.hold(tool::run(&outbound, tool, call, longest, now)).await
+    }
+
+    /// Waits for what somebody outside does. Meanwhile the worker keeps its claim and looks whether the item was canceled: then it
+    /// waits no longer.
+    async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        self.stay().await?;
+        tokio::pin!(work);
         loop {
             tokio::select! {
-                answer = &mut call => {
-                    let prices = &self.ctx.config.prices;
-                    return answer.map(|reply| prices.charge(&request.model, reply)).map_err(failed);
-                }
+                done = &mut work => return Ok(done),
                 () = tokio::time::sleep(LOOK_EVERY) => self.stay().await?,
             }
         }
@@ -298,6 +348,20 @@ impl Worker<'_> {
                     .transition(self.item, |item| {
                         Ok(item.end_conversation(owner, &reason, now)?.charged(&costs))
                     })
+                    .await
+            }
+            Ok(Slice::Judged(played)) => {
+                let Played { verdict, result } = played;
+                store
+                    .conclude(
+                        self.item,
+                        |item| {
+                            Ok(item
+                                .conclude(owner, mock::DONE, verdict.clone(), now)?
+                                .charged(&costs))
+                        },
+                        &result,
+                    )
                     .await
             }
             Ok(Slice::Unfinished) => {

@@ -234,6 +234,11 @@ impl Handoff {
         })
     }
 
+    /// Whether a call leads to who is asked for by name or by id.
+    pub(super) fn leads_to(&self, arguments: &str, asked: &str) -> bool {
+        self.way(arguments).is_ok_and(|way| way.is_called(asked))
+    }
+
     /// Where a call of the member at `from` leads, by its place in the squad, and what the tool says.
     ///
     /// # Errors
@@ -490,6 +495,11 @@ pub(super) fn view<'a>(
     view
 }
 
+/// Whether a message of a [`view`] stands where no user's is.
+pub(super) fn stands_in(message: &Json) -> bool {
+    *message == said("user", TAKE_OVER)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -551,6 +561,7 @@ mod tests {
             target: Target::Squad(squad),
             tool_mocks: mocks,
             target_overrides: &overrides,
+            runs_tools: false,
             limits: Limits::default(),
         }))
     }
@@ -986,6 +997,7 @@ mod tests {
             target: Target::of(&kept),
             tool_mocks: &Value::Null,
             target_overrides: &Value::Null,
+            runs_tools: false,
             limits: Limits::default(),
         });
         let conversation = after(Arc::new(plan), vec![text("Hi")]);
@@ -1003,6 +1015,7 @@ mod tests {
             instructions: "",
             tool_mocks: &Value::Null,
             target_overrides: &Value::Null,
+            runs_tools: false,
             limits: Limits::default(),
         });
         assert_eq!(

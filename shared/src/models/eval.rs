@@ -4,12 +4,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::assistant::{CreateAssistant, CreateSquad};
-use super::simulation::{NAME, TargetType};
+use super::simulation::{NAME, TargetType, UnmockedTools};
 use super::{Object, Validate, check, kinds, lenient};
+use crate::conversation::check_patterns;
 
 /// A message of a mock conversation, told apart by its role and whether it has a judge plan.
 #[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 #[serde(tag = "role")]
+#[schemars(transform = by_role_and_plan)]
 pub enum ChatEvalMessage {
     /// What the user says.
     #[serde(rename = "user")]
@@ -29,6 +31,14 @@ pub enum ChatEvalMessage {
     /// A checkpoint: a tool's answer is judged.
     #[serde(rename = "tool")]
     ToolEvaluation(ChatEvalToolEvaluation),
+}
+
+/// A checkpoint is also what a mock of its role would be with fields that are not modelled.
+fn by_role_and_plan(schema: &mut schemars::Schema) {
+    let schema = schema.ensure_object();
+    if let Some(kinds) = schema.remove("oneOf") {
+        schema.insert("anyOf".to_owned(), kinds);
+    }
 }
 
 impl<'de> Deserialize<'de> for ChatEvalMessage {
@@ -381,6 +391,28 @@ pub struct CreateEvalRun {
     /// A stored eval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_id: Option<String>,
+    /// Several evals, played one beside the other; their results come in this order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = EVALS))]
+    pub evals: Option<Vec<EvalRunEntry>>,
+    /// What happens when the target uses a tool for which the eval has no tool message; without it the tool gets an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmocked_tools: Option<UnmockedTools>,
+    /// Fields that are not modelled.
+    #[serde(flatten)]
+    pub extra: Object,
+}
+
+/// One of the evals of a run: a stored one or one defined in place.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EvalRunEntry {
+    /// A stored eval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_id: Option<String>,
+    /// An eval defined in place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<CreateEval>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -470,6 +502,15 @@ pub struct EvalRun {
     /// The eval, if stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_id: Option<String>,
+    /// The evals, if they were asked for as several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evals: Option<Vec<EvalRunEntry>>,
+    /// What happens when the target uses a tool for which the eval has no tool message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmocked_tools: Option<UnmockedTools>,
+    /// The models of calls whose cost is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub costs_unknown: Vec<String>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -630,17 +671,34 @@ impl EvalRunTarget {
 
 /// The longest content of a message or plan.
 const CONTENT: usize = 1000;
+/// The most messages of an eval.
+const MESSAGES: usize = 500;
+/// The most tool calls of a message or plan.
+const CALLS: usize = 100;
+/// The most evals of a run.
+pub const EVALS: usize = 50;
+
+/// An eval has no more messages than can be played.
+fn messages(path: &str, messages: &Vec<ChatEvalMessage>, faults: &mut Vec<String>) {
+    let path = check::join(path, "messages");
+    if messages.len() > MESSAGES {
+        faults.push(format!("{path} must contain no more than {MESSAGES} elements"));
+    }
+    messages.validate(&path, faults);
+}
 
 impl Validate for CreateEval {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
-        self.messages.validate(&check::join(path, "messages"), faults);
+        messages(path, &self.messages, faults);
         head(path, self.name.as_ref(), self.description.as_ref(), faults);
     }
 }
 
 impl Validate for UpdateEval {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
-        self.messages.validate(&check::join(path, "messages"), faults);
+        if let Some(changed) = &self.messages {
+            messages(path, changed, faults);
+        }
         head(path, self.name.as_ref(), self.description.as_ref(), faults);
     }
 }
@@ -658,9 +716,7 @@ impl Validate for ChatEvalMessage {
             Self::User(message) => check::length(path, "content", &message.content, 0, CONTENT, faults),
             Self::Assistant(message) => {
                 kinds::text(path, "content", message.content.as_ref(), CONTENT, faults);
-                message
-                    .tool_calls
-                    .validate(&check::join(path, "toolCalls"), faults);
+                tool_calls(path, "toolCalls", message.tool_calls.as_ref(), faults);
             }
             Self::System(_) | Self::Tool(_) => {}
             Self::AssistantEvaluation(checkpoint) => {
@@ -679,6 +735,17 @@ impl Validate for ChatEvalMessage {
                 checkpoint.judge_plan.validate(&path, faults);
             }
         }
+    }
+}
+
+/// The tool calls of a message or plan.
+fn tool_calls(path: &str, field: &str, calls: Option<&Vec<ChatEvalToolCall>>, faults: &mut Vec<String>) {
+    let path = check::join(path, field);
+    if calls.is_some_and(|calls| calls.len() > CALLS) {
+        faults.push(format!("{path} must contain no more than {CALLS} elements"));
+    }
+    if let Some(calls) = calls {
+        calls.validate(&path, faults);
     }
 }
 
@@ -706,7 +773,12 @@ impl Validate for JudgePlan {
                     ));
                 }
                 kinds::text(path, "content", plan.content.as_ref(), CONTENT, faults);
-                plan.tool_calls.validate(&check::join(path, "toolCalls"), faults);
+                tool_calls(path, "toolCalls", plan.tool_calls.as_ref(), faults);
+                if matches!(self, Self::Regex(_))
+                    && let Err((place, why)) = check_patterns(plan)
+                {
+                    faults.push(format!("{}: {why}", check::join(path, &place)));
+                }
             }
             Self::Ai(plan) => plan.model.validate(&check::join(path, "model"), faults),
         }
@@ -753,21 +825,43 @@ impl Validate for ContinuePlan {
             CONTENT,
             faults,
         );
-        self.tool_calls_override
-            .validate(&check::join(path, "toolCallsOverride"), faults);
+        let calls = self.tool_calls_override.as_ref();
+        tool_calls(path, "toolCallsOverride", calls, faults);
     }
 }
 
 impl Validate for CreateEvalRun {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
-        kinds::one_of(
-            path,
-            ("evalId", self.eval_id.is_some()),
-            ("eval", self.eval.is_some()),
-            faults,
-        );
+        let one = self.eval_id.is_some() || self.eval.is_some();
+        match &self.evals {
+            Some(_) if one => faults.push(format!(
+                "{} cannot be combined with evalId or eval",
+                check::join(path, "evals")
+            )),
+            Some(evals) => {
+                let path = check::join(path, "evals");
+                if !(1..=EVALS).contains(&evals.len()) {
+                    faults.push(format!("{path} must contain 1 to {EVALS} elements"));
+                }
+                evals.validate(&path, faults);
+            }
+            None => kinds::one_of(
+                path,
+                ("evalId", self.eval_id.is_some()),
+                ("eval", self.eval.is_some()),
+                faults,
+            ),
+        }
         self.eval.validate(&check::join(path, "eval"), faults);
         self.target.validate(&check::join(path, "target"), faults);
+    }
+}
+
+impl Validate for EvalRunEntry {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        let id = ("evalId", self.eval_id.is_some());
+        kinds::one_of(path, id, ("eval", self.eval.is_some()), faults);
+        self.eval.validate(&check::join(path, "eval"), faults);
     }
 }
 

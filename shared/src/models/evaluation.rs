@@ -314,6 +314,11 @@ impl Validate for CreateStructuredOutput {
         if self.kind() == StructuredOutputType::Regex && self.regex.is_none() {
             faults.push(format!("{} is required when type is regex", join(path, "regex")));
         }
+        if self.kind() == StructuredOutputType::Regex
+            && let Some(Err(why)) = self.regex.as_deref().map(crate::evaluation::compile)
+        {
+            faults.push(format!("{}: {why}", join(path, "regex")));
+        }
         self.conditions.validate(&join(path, "conditions"), faults);
         self.schema.validate(&join(path, "schema"), faults);
     }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Condition, MAX_PART, Range, Row, Store, StoreError, integer, key, number, string, text};
+use super::{Condition, MAX_PART, Range, Row, Store, StoreError, Write, integer, key, number, string, text};
 
 /// The kinds of definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,6 +26,8 @@ pub enum Kind {
     StructuredOutput,
     /// A provider of calls.
     Endpoint,
+    /// A mock conversation with checkpoints.
+    Eval,
 }
 
 impl Kind {
@@ -39,6 +41,7 @@ impl Kind {
             Self::Squad => "squad",
             Self::StructuredOutput => "structured-output",
             Self::Endpoint => "endpoint",
+            Self::Eval => "eval",
         }
     }
 }
@@ -131,19 +134,38 @@ fn definition_row(org: Uuid, kind: Kind, definition: &Definition) -> Result<Row,
 }
 
 impl Store {
-    /// Keeps a new definition.
+    /// Keeps a new definition. The definitions that it `uses` are there when it is written, and whoever deletes one of them knows
+    /// that it has been used since it was read.
     ///
     /// # Errors
-    /// [`StoreError::TooLarge`], or when the table cannot be written.
+    /// [`StoreError::is_duplicate`] when one that it uses is gone; [`StoreError::TooLarge`]; or when the table cannot be written.
     pub async fn create_definition(
         &self,
         org: Uuid,
         kind: Kind,
         id: Uuid,
         body: Value,
+        uses: &[(Kind, Uuid)],
     ) -> Result<(), StoreError> {
         let row = definition_row(org, kind, &Definition { id, version: 1, body })?;
-        Ok(self.put(row, Some(Condition::Absent)).await?)
+        self.put_using(org, row, Condition::Absent, uses).await
+    }
+
+    async fn put_using(
+        &self,
+        org: Uuid,
+        row: Row,
+        condition: Condition,
+        uses: &[(Kind, Uuid)],
+    ) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(self.put(row, Some(condition)).await?);
+        }
+        let mut writes = vec![Write::put(row, condition)];
+        writes.extend(uses.iter().map(|(kind, id)| Write::Touch {
+            key: key(&partition(org, kind.name()), &id.to_string()),
+        }));
+        Ok(self.transact(writes).await?)
     }
 
     /// Reads a definition of `org`; one of another org is not found.
@@ -180,16 +202,19 @@ impl Store {
         self.batch_get(keys).await?.iter().map(definition).collect()
     }
 
-    /// Replaces a definition by a changed one, unless somebody else changed it since it was read.
+    /// Replaces a definition by a changed one, unless somebody else changed it since it was read. What it `uses` from now on is
+    /// there, as in [`Store::create_definition`].
     ///
     /// # Errors
-    /// [`StoreError::is_duplicate`] when somebody did; [`StoreError::TooLarge`]; or when the table cannot be written.
+    /// [`StoreError::is_duplicate`] when somebody did, or one that it uses is gone; [`StoreError::TooLarge`]; or when the table
+    /// cannot be written.
     pub async fn update_definition(
         &self,
         org: Uuid,
         kind: Kind,
         read: &Definition,
         body: Value,
+        uses: &[(Kind, Uuid)],
     ) -> Result<(), StoreError> {
         let changed = Definition {
             id: read.id,
@@ -197,15 +222,25 @@ impl Store {
             body,
         };
         let row = definition_row(org, kind, &changed)?;
-        Ok(self.put(row, Some(Condition::Version(read.version))).await?)
+        self.put_using(org, row, Condition::Version(read.version), uses)
+            .await
     }
 
-    /// Deletes a definition.
+    /// Deletes a definition, unless somebody changed or used it since it was read.
     ///
     /// # Errors
-    /// When the table cannot be written.
-    pub async fn delete_definition(&self, org: Uuid, kind: Kind, id: Uuid) -> Result<(), StoreError> {
-        self.delete(&partition(org, kind.name()), &id.to_string()).await
+    /// [`StoreError::is_duplicate`] when somebody did, or it is gone; or when the table cannot be written.
+    pub async fn delete_definition(
+        &self,
+        org: Uuid,
+        kind: Kind,
+        read: &Definition,
+    ) -> Result<(), StoreError> {
+        let delete = Write::Delete {
+            key: key(&partition(org, kind.name()), &read.id.to_string()),
+            condition: Some(Condition::Version(read.version)),
+        };
+        Ok(self.transact(vec![delete]).await?)
     }
 
     /// A part of the list of an org's definitions: what one request to the table gives of it.

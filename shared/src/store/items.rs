@@ -6,7 +6,9 @@ use uuid::Uuid;
 use super::{
     Condition, EventHead, NewEvent, Range, Row, Store, StoreError, Write, WriteError, assemble,
     calls::{consequences, event_rows},
-    document, integer, number, read, schema, string, text, write,
+    document, integer, number, read,
+    runs::RunKey,
+    schema, string, text, write,
 };
 use crate::{
     costs::ModelCosts,
@@ -209,11 +211,10 @@ impl DueKey {
         (self.due_at, &self.pk, &self.sk)
     }
 
-    /// The org and the run, if the row is a run's head.
+    /// The run, if the row is a run's head.
     #[must_use]
-    pub fn run(&self) -> Option<(Uuid, Uuid)> {
-        let org = self.pk.strip_prefix("ORG#")?.strip_suffix("#run")?;
-        Some((org.parse().ok()?, self.sk.parse().ok()?))
+    pub fn run(&self) -> Option<RunKey> {
+        RunKey::of_row(&self.pk, &self.sk)
     }
 }
 
@@ -642,6 +643,7 @@ mod tests {
     use crate::{
         ids,
         lifecycle::{Failure, Fault},
+        store::RunKind,
     };
 
     #[test]
@@ -682,11 +684,14 @@ mod tests {
             due_at: 0,
         };
         assert_eq!((due.item(), due.run()), (Some(at), None));
-        let due = DueKey {
-            pk: format!("ORG#{org}#run"),
-            sk: run.to_string(),
-            due_at: 0,
-        };
-        assert_eq!((due.item(), due.run()), (None, Some((org, run))));
+        for kind in RunKind::ALL {
+            let key = RunKey { org, kind, run };
+            let due = DueKey {
+                pk: key.pk(),
+                sk: run.to_string(),
+                due_at: 0,
+            };
+            assert_eq!((due.item(), due.run()), (None, Some(key)));
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! | `ORG#{org}` | `ORG` | an org and its settings |
 //! | `ORG#{org}#spent` | `{month}#{n}` | a part of what an org spent in a calendar month |
 //! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
-//! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` a run's head |
+//! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` or `evalrun` a run's head |
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made, or what it was answered |
 //! | `ORG#{org}#call#{call}` | `CALL` | whose call it is, by the id that users see |
 //! | `RUN#{run}` | `BODY`, `TARGET`, `NAMES`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
@@ -71,8 +71,8 @@ pub use self::{
     meter::{Meter, Usage},
     orgs::{Org, OwnLimit, Principal, Revision},
     runs::{
-        Basis, Created, ItemOrigin, Manifest, Names, NewItem, NewOrigin, NewRun, RunHead, RunOrigin, RunOwed,
-        RunState, SimulationRef, Snapshot, head_from_image,
+        Basis, Created, ItemOrigin, Manifest, Names, NewItem, NewOrigin, NewRun, RunHead, RunKey, RunKind,
+        RunOrigin, RunOwed, RunState, SimulationRef, Snapshot, head_from_image,
     },
 };
 
@@ -260,6 +260,11 @@ enum Write {
     },
     Delete {
         key: Row,
+        condition: Option<Condition>,
+    },
+    /// Counts a write of a row that is there, without changing what it says.
+    Touch {
+        key: Row,
     },
     /// Adds to a number, which counts as 0 where there is none.
     Add {
@@ -289,7 +294,10 @@ impl Write {
 
     /// Takes a row away that only this writer's own change gives it the right to.
     fn delete(pk: &str, sk: &str) -> Self {
-        Self::Delete { key: key(pk, sk) }
+        Self::Delete {
+            key: key(pk, sk),
+            condition: None,
+        }
     }
 
     /// Adds `amount` to the number `name` of a row that many add to.
@@ -488,11 +496,25 @@ impl Store {
     async fn transact(&self, writes: Vec<Write>) -> Result<(), WriteError> {
         let rows = writes.len();
         let item = |write| match write {
-            Write::Delete { key } => Delete::builder()
+            Write::Delete { key, condition } => {
+                let mut delete = Delete::builder().table_name(&*self.table).set_key(Some(key));
+                if let Some(condition) = condition {
+                    delete = delete
+                        .condition_expression(condition.expression())
+                        .set_expression_attribute_values(condition.values());
+                }
+                delete
+                    .build()
+                    .map(|delete| TransactWriteItem::builder().delete(delete).build())
+            }
+            Write::Touch { key } => Update::builder()
                 .table_name(&*self.table)
                 .set_key(Some(key))
+                .update_expression("ADD version :one")
+                .condition_expression("attribute_exists(pk)")
+                .expression_attribute_values(":one", number(1))
                 .build()
-                .map(|delete| TransactWriteItem::builder().delete(delete).build()),
+                .map(|update| TransactWriteItem::builder().update(update).build()),
             Write::Add { key, name, amount } => Update::builder()
                 .table_name(&*self.table)
                 .set_key(Some(key))

@@ -12,7 +12,7 @@ use super::{
     document,
     idempotency::{REMEMBERED_MS, key_row, keys_pk},
     integer,
-    items::{due_shard, item_row},
+    items::{detail_pk, due_shard, item_row},
     key, number, read, string, text, write,
 };
 use crate::{
@@ -28,6 +28,8 @@ const CREATION_ROWS: usize = 95;
 const CREATION_BYTES: usize = 3_000_000;
 /// How long after a run's last progress `sweep` recounts it, in milliseconds.
 const RECOUNT_AFTER_MS: i64 = 300_000;
+/// How long after its deletion was asked for a run is taken away, in milliseconds: longer than any worker's claim.
+const DELETE_AFTER_MS: i64 = 240_000;
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +41,86 @@ pub enum RunState {
     Running,
     /// All items are over.
     Ended,
+}
+
+/// What a run's items are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RunKind {
+    /// Simulated conversations.
+    #[default]
+    Simulation,
+    /// Mock conversations with checkpoints.
+    Eval,
+}
+
+impl RunKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Simulation, Self::Eval];
+
+    /// The end of the partition key of its heads.
+    pub(super) const fn suffix(self) -> &'static str {
+        match self {
+            Self::Simulation => "#run",
+            Self::Eval => "#evalrun",
+        }
+    }
+
+    /// Whether it is the kind that is not named in rows.
+    #[must_use]
+    pub fn is_simulation(&self) -> bool {
+        *self == Self::Simulation
+    }
+}
+
+/// Names a run: its head is found by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunKey {
+    /// The organization.
+    pub org: Uuid,
+    /// What it is.
+    pub kind: RunKind,
+    /// Its id.
+    pub run: Uuid,
+}
+
+impl RunKey {
+    /// A run of simulations.
+    #[must_use]
+    pub const fn simulation(org: Uuid, run: Uuid) -> Self {
+        Self {
+            org,
+            kind: RunKind::Simulation,
+            run,
+        }
+    }
+
+    /// The run that an item belongs to.
+    #[must_use]
+    pub fn of(item: &Item) -> Self {
+        Self {
+            org: item.org,
+            kind: item.kind,
+            run: item.run,
+        }
+    }
+
+    /// The run whose head the row with this key is, if it is one's.
+    #[must_use]
+    pub fn of_row(pk: &str, sk: &str) -> Option<Self> {
+        let pk = pk.strip_prefix("ORG#")?;
+        RunKind::ALL.into_iter().find_map(|kind| {
+            Some(Self {
+                org: pk.strip_suffix(kind.suffix())?.parse().ok()?,
+                kind,
+                run: sk.parse().ok()?,
+            })
+        })
+    }
+
+    pub(super) fn pk(&self) -> String {
+        runs_pk(self.org, self.kind)
+    }
 }
 
 /// What the system owes a run next.
@@ -53,6 +135,8 @@ pub enum RunOwed {
     Cancel,
     /// A look at its counts, should nobody have noticed that it is over.
     Recount,
+    /// The deletion of everything that is kept of it.
+    Delete,
 }
 
 /// A run's head.
@@ -63,6 +147,9 @@ pub struct RunHead {
     pub id: Uuid,
     /// The organization.
     pub org: Uuid,
+    /// What it is.
+    #[serde(default, skip_serializing_if = "RunKind::is_simulation")]
+    pub kind: RunKind,
     /// Where it stands.
     pub state: RunState,
     /// How many items it has.
@@ -106,6 +193,15 @@ pub struct RunHead {
     /// Items up to here were canceled.
     #[serde(default)]
     pub cancel_cursor: u32,
+    /// When its deletion was asked for, in milliseconds since the Unix epoch. From then on nobody sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<i64>,
+    /// The stored evals that it plays, in no order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evals: Vec<Uuid>,
+    /// What its evals are called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eval_names: Vec<String>,
     /// The final counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<Tally>,
@@ -119,6 +215,16 @@ pub struct RunHead {
 }
 
 impl RunHead {
+    /// What names it.
+    #[must_use]
+    pub const fn key(&self) -> RunKey {
+        RunKey {
+            org: self.org,
+            kind: self.kind,
+            run: self.id,
+        }
+    }
+
     /// How many partitions its items are in.
     #[must_use]
     pub fn partitions(&self) -> u32 {
@@ -145,6 +251,7 @@ impl RunHead {
     pub fn item(&self, index: u32, now: i64) -> Item {
         let item = Item {
             hooked: self.hooked,
+            kind: self.kind,
             ..Item::admitted(self.org, self.id, index, self.iterations, now)
         };
         if self.only_judges() {
@@ -178,9 +285,19 @@ impl RunHead {
         }
     }
 
+    /// Whether it may be taken away at `now` (milliseconds since the Unix epoch): nobody works on it any more, whose rows would
+    /// stay behind.
+    #[must_use]
+    pub fn is_deletable(&self, now: i64) -> bool {
+        let quiet = |at: i64| now.saturating_sub(at) >= DELETE_AFTER_MS;
+        self.owed == RunOwed::Delete && self.deleted_at.is_some_and(quiet)
+    }
+
     /// What is owed now, from what is known.
     fn owe(&mut self, now: i64) {
-        self.owed = if self.state == RunState::Ended {
+        self.owed = if self.state == RunState::Ended && self.deleted_at.is_some() {
+            RunOwed::Delete
+        } else if self.state == RunState::Ended {
             RunOwed::Nothing
         } else if self.expanded < self.total {
             RunOwed::Expand
@@ -232,6 +349,9 @@ pub struct Snapshot {
     /// The stored structured outputs that the scenario's evaluations name, by id.
     #[serde(default)]
     pub outputs: serde_json::Map<String, Value>,
+    /// The eval, with its `evalId` if it is stored; then there is nothing else.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub eval: Value,
 }
 
 impl Snapshot {
@@ -342,6 +462,8 @@ pub struct NewRun {
     pub id: Uuid,
     /// The organization.
     pub org: Uuid,
+    /// What it is.
+    pub kind: RunKind,
     /// How often each simulation is held.
     pub iterations: u32,
     /// The transport, as on the wire.
@@ -377,8 +499,8 @@ pub enum Created {
     OtherRequest,
 }
 
-fn runs_pk(org: Uuid) -> String {
-    format!("ORG#{org}#run")
+fn runs_pk(org: Uuid, kind: RunKind) -> String {
+    format!("ORG#{org}{}", kind.suffix())
 }
 
 /// Whose an idempotency key is, by its row.
@@ -398,7 +520,7 @@ fn run_pk(run: Uuid) -> String {
 }
 
 fn head_row(head: &RunHead) -> Result<Row, StoreError> {
-    let mut row = write(&runs_pk(head.org), &head.id.to_string(), head)?;
+    let mut row = write(&head.key().pk(), &head.id.to_string(), head)?;
     if head.due_at.is_some() {
         row.insert("dueShard".to_owned(), text(due_shard(head.id.as_u128())));
     }
@@ -474,6 +596,12 @@ fn snapshot_documents(pk: &str, new: &NewRun) -> Result<Vec<(Row, Vec<Row>)>, St
     Ok(documents)
 }
 
+/// The text in a field of each of a new run's evals that has one.
+fn of_evals<'a>(new: &'a NewRun, field: &'a str) -> impl Iterator<Item = &'a str> {
+    let snapshots = new.snapshots.iter();
+    snapshots.filter_map(move |snapshot| snapshot.eval.get(field)?.as_str())
+}
+
 impl Store {
     /// Creates a run at `now` (milliseconds since the Unix epoch) by one transaction: from then on it exists, whatever
     /// happens. A run of few items has them at once; the others are expanded by whoever finds the run's head.
@@ -489,6 +617,7 @@ impl Store {
         let mut head = RunHead {
             id: new.id,
             org: new.org,
+            kind: new.kind,
             state: RunState::Queued,
             total: count.saturating_mul(new.iterations),
             expanded: 0,
@@ -506,6 +635,9 @@ impl Store {
             ended_at: None,
             canceled_at: None,
             cancel_cursor: 0,
+            deleted_at: None,
+            evals: of_evals(new, "evalId").filter_map(|id| id.parse().ok()).collect(),
+            eval_names: of_evals(new, "name").map(str::to_owned).collect(),
             counts: None,
             owed: RunOwed::Expand,
             due_at: None,
@@ -575,12 +707,12 @@ impl Store {
             .transpose()
     }
 
-    /// Reads the head of a run of `org`; one of another org is not found.
+    /// Reads the head of a run; one of another org or kind is not found.
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub async fn run(&self, org: Uuid, run: Uuid) -> Result<Option<RunHead>, StoreError> {
-        self.get(&runs_pk(org), &run.to_string())
+    pub async fn run(&self, key: RunKey) -> Result<Option<RunHead>, StoreError> {
+        self.get(&key.pk(), &key.run.to_string())
             .await?
             .map(read)
             .transpose()
@@ -600,7 +732,7 @@ impl Store {
             limit: 100,
         };
         loop {
-            let listed = self.list_runs(org, &query).await?;
+            let listed = self.list_runs(org, RunKind::Simulation, &query).await?;
             query.after = listed.entries.last().map(|head| head.id);
             let mut heads = listed.entries.into_iter();
             let found = heads.find_map(|head| {
@@ -613,12 +745,17 @@ impl Store {
         }
     }
 
-    /// A part of the list of an org's runs: what one request to the table gives of it.
+    /// A part of the list of an org's runs of a kind: what one request to the table gives of it.
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub async fn list_runs(&self, org: Uuid, query: &ListQuery) -> Result<Listed<RunHead>, StoreError> {
-        let listed = self.list_rows(&runs_pk(org), query).await?;
+    pub async fn list_runs(
+        &self,
+        org: Uuid,
+        kind: RunKind,
+        query: &ListQuery,
+    ) -> Result<Listed<RunHead>, StoreError> {
+        let listed = self.list_rows(&runs_pk(org, kind), query).await?;
         let entries = listed.entries.into_iter().map(read).collect::<Result<_, _>>()?;
         Ok(Listed {
             entries,
@@ -626,16 +763,17 @@ impl Store {
         })
     }
 
-    /// How many of an org's runs have an id in `ids`.
+    /// How many of an org's runs of a kind have an id in `ids`.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub async fn count_runs(
         &self,
         org: Uuid,
+        kind: RunKind,
         ids: &std::ops::RangeInclusive<Uuid>,
     ) -> Result<u64, StoreError> {
-        self.count_rows(&runs_pk(org), ids).await
+        self.count_rows(&runs_pk(org, kind), ids).await
     }
 
     /// Reads what a run was asked for.
@@ -785,15 +923,42 @@ impl Store {
         }
     }
 
+    /// Takes a run away with everything that is kept of it, its head last: whoever dies in between finds it again.
+    ///
+    /// # Errors
+    /// When the table cannot be read or written.
+    pub async fn delete_run(&self, head: &RunHead) -> Result<(), StoreError> {
+        for index in 0..head.expanded {
+            self.delete_partition(&detail_pk(ids::item_id(head.id, index)))
+                .await?;
+        }
+        for partition in 0..head.partitions() {
+            self.delete_partition(&ItemKey::partition(head.id, partition))
+                .await?;
+        }
+        self.delete_partition(&run_pk(head.id)).await?;
+        self.delete(&head.key().pk(), &head.id.to_string()).await
+    }
+
+    async fn delete_partition(&self, pk: &str) -> Result<(), StoreError> {
+        let rows = self
+            .query_only(pk, super::Range::All, true, None, &["sk"])
+            .await?;
+        for row in rows {
+            self.delete(pk, string(&row, "sk")?).await?;
+        }
+        Ok(())
+    }
+
     /// Reads the head behind a key of the index, if the row is a run's.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub async fn due_run(&self, due: &DueKey) -> Result<Option<RunHead>, StoreError> {
-        let Some((org, run)) = due.run() else {
-            return Ok(None);
-        };
-        self.run(org, run).await
+        match due.run() {
+            Some(key) => self.run(key).await,
+            None => Ok(None),
+        }
     }
 
     /// Reads the items of a run from index `from` on, at most `count`, in the order of the indexes; those that are not

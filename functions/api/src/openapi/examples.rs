@@ -23,6 +23,33 @@ pub(crate) const STRUCTURED_OUTPUT: &str = r#"{
   "name": "booked", "description": "Whether an appointment was booked", "schema": {"type": "boolean"}
 }"#;
 
+pub(crate) const EVAL: &str = r#"{
+  "name": "Books what was asked for",
+  "type": "chat.mockConversation",
+  "messages": [
+    {"role": "user", "content": "I need an appointment tomorrow at two in the afternoon."},
+    {"role": "assistant", "judgePlan": {"type": "exact", "toolCalls": [{"name": "book", "arguments": {"time": "14:00"}}]}},
+    {"role": "tool", "content": "{\"booked\": true}"},
+    {"role": "assistant", "judgePlan": {"type": "regex", "content": "/booked|confirmed/i"}}
+  ]
+}"#;
+
+pub(crate) const EVAL_RUN: &str = r#"{
+  "type": "eval",
+  "eval": {
+    "type": "chat.mockConversation",
+    "messages": [
+      {"role": "user", "content": "Hello"},
+      {"role": "assistant", "judgePlan": {"type": "regex", "content": "/hello|hi/i"}}
+    ]
+  },
+  "target": {
+    "type": "assistant",
+    "assistant": {"model": {"provider": "custom-llm", "model": "my-agent", "url": "https://agent.example.com/v1",
+      "messages": [{"role": "system", "content": "You take bookings for a clinic."}]}}
+  }
+}"#;
+
 pub(crate) const PERSONALITY: &str = r#"{
   "name": "In a hurry",
   "assistant": {"model": {"provider": "openai", "model": "gpt-4.1",

@@ -136,6 +136,17 @@ pub(crate) const RUNS: &[Parameter] = &[
     Parameter::new("targetId", Shape::Id, "Which stored target it tests."),
 ];
 
+/// Of runs of evals.
+pub(crate) const EVAL_RUNS: &[Parameter] = &[
+    Parameter::new("id", Shape::Id, "Only this run."),
+    Parameter::new("evalId", Shape::Id, "Only runs of this stored eval."),
+    Parameter::new(
+        "search",
+        Shape::Text,
+        "A part of an eval's name or of the id of a run, eval or target.",
+    ),
+];
+
 /// Of a run's items.
 pub(crate) const ITEMS: &[Parameter] = &[
     Parameter::new(

@@ -271,6 +271,7 @@ impl Order {
                 .unwrap_or(conversation::Target::Assistant(&Value::Null)),
             tool_mocks: &self.tool_mocks,
             target_overrides: &self.target.assistant_overrides,
+            runs_tools: false,
             limits: Limits {
                 max_turns: MOST_TURNS,
                 max_seconds: self.max_duration_seconds.unwrap_or(LONGEST_CALL),
