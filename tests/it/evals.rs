@@ -848,8 +848,9 @@ async fn costs_are_told_by_model_and_what_is_unknown_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_killed_goes_on_without_a_verdict_lost_or_doubled() {
     let (script, stand_in) = (Script::start().await, StandIn::start().await);
-    let mut server = Server::start(&stand_in, &[]).await;
-    script.shared.latency_ms.store(60, Ordering::Relaxed);
+    // Slices that are over before a conversation is.
+    let mut server = Server::start_with(&stand_in, &[], &[("SLICE_SECONDS", "1")]).await;
+    script.shared.latency_ms.store(100, Ordering::Relaxed);
     let agent = script.agent(&json!({"Hello": "Good day."}));
     let judge = script.model("judge", "<<{\"passIf\": \"Good day\"}>> {{messages[-1]}}");
     let mut messages = Vec::new();

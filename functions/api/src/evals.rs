@@ -386,3 +386,71 @@ pub(crate) async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
     }
     Response::ok(bounded::eval_run(shown))
 }
+
+#[cfg(test)]
+mod tests {
+    use ringback_shared::{
+        lifecycle::{Failure, Fault},
+        llm::Usage,
+    };
+
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000_000;
+
+    #[test]
+    fn a_run_ends_for_the_reason_of_what_broke_off() {
+        let fresh = Item::admitted(Uuid::nil(), Uuid::nil(), 0, 1, NOW);
+        let held = fresh.claim("a", 1000, NOW).unwrap();
+        assert_eq!(end_of(&held), None);
+        for (cause, reason) in [
+            (Cause::Error, EvalEndedReason::Error),
+            (Cause::Timeout, EvalEndedReason::Timeout),
+            (Cause::Aborted, EvalEndedReason::Aborted),
+        ] {
+            let failure = Failure::new("why", Some(Fault::Target)).with(cause);
+            let failed = held.fail("a", &failure, NOW).unwrap();
+            assert_eq!(end_of(&failed), Some((reason, Some("why".to_owned()))));
+        }
+        let canceled = held.cancel(NOW).unwrap();
+        assert_eq!(
+            end_of(&canceled).map(|end| end.0),
+            Some(EvalEndedReason::Cancelled)
+        );
+        // Checkpoints that failed are a result and no reason.
+        let verdict = Err(Failure::new("1 of 2 checkpoints failed", None));
+        for verdict in [Ok(()), verdict] {
+            let played = held.conclude("a", "mockConversation.done", verdict, NOW).unwrap();
+            assert_eq!(end_of(&played), None);
+        }
+    }
+
+    #[test]
+    fn what_is_known_and_what_is_not_are_entries_of_their_own() {
+        let used = |model: &str, cost: Option<i64>| ModelUse {
+            purpose: ringback_shared::llm::Purpose::Target,
+            model: model.to_owned(),
+            usage: Some(Usage {
+                prompt_tokens: 3,
+                completion_tokens: 2,
+            }),
+            cost,
+        };
+        let uses = [
+            used("a", Some(1_500_000)),
+            used("b", None),
+            used("a", Some(500_000)),
+            used("b", None),
+            used("a", None),
+        ];
+        let entries = json!(breakdown(&uses));
+        assert_eq!(
+            entries,
+            json!([
+                {"type": "model", "model": "a", "cost": 2.0, "promptTokens": 6, "completionTokens": 4},
+                {"type": "model", "model": "b", "cost": null, "unknown": true, "promptTokens": 6, "completionTokens": 4},
+                {"type": "model", "model": "a", "cost": null, "unknown": true, "promptTokens": 3, "completionTokens": 2},
+            ])
+        );
+    }
+}
