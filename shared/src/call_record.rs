@@ -23,6 +23,8 @@ pub struct CallRecord {
     pub recording_url: Option<String>,
     /// Where the call can be listened to while it is up.
     pub listen_url: Option<String>,
+    /// What else the provider says in its own words.
+    pub detail: Option<Value>,
 }
 
 impl CallRecord {
@@ -46,38 +48,55 @@ impl CallRecord {
         })
     }
 
-    /// Of several reports of the end the one from the best source, and among equals the one with the greatest body, so
-    /// that everybody picks the same.
+    /// Of several reports of the end the one from the best source, and among equals the one that says most, and then the one with the
+    /// greatest body, so that everybody picks the same. What that one leaves out, another may say.
     fn reported(detail: &ItemDetail) -> Result<Self, StoreError> {
+        let mut ends = Vec::new();
         // These may come with any report, also after the first one of the end.
         let (mut listen_url, mut recording_url) = (None, None);
-        for (_, body) in &detail.events {
+        for (head, body) in &detail.events {
             let report: CallReport = parsed(body)?;
-            listen_url = listen_url.max(report.listen_url);
-            recording_url = recording_url.max(report.recording_url);
+            listen_url = listen_url.max(report.listen_url.clone());
+            recording_url = recording_url.max(report.recording_url.clone());
+            if head.event == Event::Ended {
+                ends.push(((words(&report) > 0, head.source, words(&report), body), report));
+            }
         }
-        let best = detail
-            .events
-            .iter()
-            .filter(|(head, _)| head.event == Event::Ended)
-            .max_by(|(a, x), (b, y)| a.source.cmp(&b.source).then_with(|| x.cmp(y)));
-        let report: CallReport = best
-            .map(|(_, body)| parsed(body))
-            .transpose()?
-            .unwrap_or_default();
-        let messages = report.messages.unwrap_or_default();
-        let transcript = report
-            .transcript
-            .filter(|transcript| !transcript.trim().is_empty())
-            .unwrap_or_else(|| lines(&messages));
-        Ok(Self {
-            messages,
-            transcript,
-            latencies: report.turn_latencies,
-            recording_url,
+        ends.sort_by(|(a, _), (b, _)| b.cmp(a));
+        let mut record = Self {
             listen_url,
-        })
+            recording_url,
+            ..Self::default()
+        };
+        let mut transcript = None;
+        for (_, report) in ends {
+            if transcript.is_none() && record.messages.is_empty() {
+                record.messages = report.messages.unwrap_or_default();
+                transcript = report.transcript.filter(|text| !text.trim().is_empty());
+            }
+            if record.latencies.is_empty() {
+                record.latencies = report.turn_latencies;
+            }
+            match (&mut record.detail, report.detail) {
+                (Some(Value::Object(known)), Some(Value::Object(more))) => {
+                    for (name, value) in more {
+                        known.entry(name).or_insert(value);
+                    }
+                }
+                (Some(_), _) => {}
+                (None, more) => record.detail = more,
+            }
+        }
+        record.transcript = transcript.unwrap_or_else(|| lines(&record.messages));
+        Ok(record)
     }
+}
+
+/// How much a report tells of what was said.
+fn words(report: &CallReport) -> usize {
+    let messages = report.messages.as_ref().map_or(0, Vec::len);
+    let transcript = report.transcript.as_ref();
+    messages + usize::from(transcript.is_some_and(|text| !text.trim().is_empty()))
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, StoreError> {

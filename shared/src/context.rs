@@ -14,6 +14,7 @@ use crate::{
     llm::ModelClient,
     models::eval::ChatEvalMessage,
     net::Outbound,
+    provider::Remote,
     queue::Queues,
     secrets::{Secrets, SecretsManager},
     store::{Basis, ItemOrigin, Snapshot, Store, StoreError},
@@ -98,11 +99,18 @@ impl Briefing {
                 target: conversation::Target::of(&self.target),
                 tool_mocks: scenario.get("toolMocks").unwrap_or(&Value::Null),
                 target_overrides: scenario.get("targetOverrides").unwrap_or(&Value::Null),
+                remote: self.remote().as_ref(),
                 runs_tools: runs_tools(scenario),
                 limits,
             }))
         };
         Arc::clone(self.plan.get_or_init(make))
+    }
+
+    /// Who holds the target's side of a chat, if it is somebody else.
+    fn remote(&self) -> Option<Remote> {
+        let remote = self.target.get("remote")?.clone();
+        serde_json::from_value(remote).ok()
     }
 
     /// The fixed part of the eval's mock conversation. The limits are those of the first call.

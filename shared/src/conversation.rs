@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     llm::{ChatReply, ChatRequest, Json, Purpose, ToolCall, Usage, apply_settings, text_of},
     models::Object,
+    provider::{ChatTurn, Remote},
 };
 
 use self::squad::{Handoff, Member};
@@ -31,6 +32,12 @@ pub use self::{
 };
 
 const END_CALL: &str = "endCall";
+/// What is said to who speaks first, where somebody must have said something.
+const CONNECTED: &str = "(The call is connected. You speak first.)";
+/// What is said to who has said nothing.
+const WAITING: &str = "(The caller waits for an answer.)";
+/// The model of who holds the target's side somewhere else, as far as costs are concerned.
+const REMOTE_MODEL: &str = "vapi-chat";
 
 /// One of the two who talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,6 +199,10 @@ pub struct Reply {
     /// What it cost in millionths of a US dollar, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<i64>,
+    /// The id of the chat that this was a turn of, if somebody else holds the target's side of the conversation: its tools were run
+    /// there, before it spoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_id: Option<String>,
 }
 
 /// What a [`Plan`] is made from.
@@ -207,6 +218,8 @@ pub struct Parts<'a> {
     pub tool_mocks: &'a Value,
     /// The scenario's `targetOverrides`, or null.
     pub target_overrides: &'a Value,
+    /// Who is asked for the target's words, if they are not its model's.
+    pub remote: Option<&'a Remote>,
     /// Whether tools without a mock are run for real.
     pub runs_tools: bool,
     /// How long it may be.
@@ -302,6 +315,8 @@ pub struct Plan {
     mocks: HashMap<String, String>,
     /// The tools of each member that are run for real.
     tools: Vec<Runnable>,
+    /// Who holds the target's side, and the values of its variables.
+    remote: Option<Arc<(Remote, Object)>>,
     starter: Speaker,
     first_message: Option<String>,
     limits: Limits,
@@ -329,7 +344,7 @@ impl Plan {
         let mut opening = vec![Json::new(&json!({"role": "system", "content": system}))];
         if generated {
             // Many servers refuse a conversation without a user's message.
-            opening.push(said("user", "(The call is connected. You speak first.)"));
+            opening.push(said("user", CONNECTED));
         }
         let mut tools = Tools::of(personality);
         tools.offer_end_call();
@@ -359,9 +374,14 @@ impl Plan {
         {
             limits.max_seconds = limits.max_seconds.min(own);
         }
+        let mut first = Side::target(lead, &members);
+        if parts.remote.is_some() {
+            // Which of its tools ends the call is not known for sure.
+            first.end_tools.insert(END_CALL.to_owned());
+        }
         Self {
             tester,
-            first: Side::target(lead, &members),
+            first,
             others: others.map(|member| Side::target(member, &members)).collect(),
             mocks: mocks.collect(),
             tools: members
@@ -369,6 +389,11 @@ impl Plan {
                 .filter(|_| parts.runs_tools)
                 .map(|member| runnable(&member.assistant))
                 .collect(),
+            remote: parts.remote.map(|remote| {
+                let variables = parts.target_overrides.get("variableValues");
+                let variables = variables.and_then(Value::as_object).cloned();
+                Arc::new((remote.clone(), variables.unwrap_or_default()))
+            }),
             starter,
             first_message,
             limits,
@@ -765,6 +790,15 @@ pub enum Next {
         /// The assistant's `model` object, for choosing the server.
         model: Arc<Value>,
     },
+    /// Ask whoever holds the target's side, then [`Conversation::accept_turn`] what it says.
+    Ask {
+        /// Who it is, and the values of the target's variables.
+        remote: Arc<(Remote, Object)>,
+        /// The chat that goes on.
+        previous: Option<String>,
+        /// What was said since then: messages with `role` and `content`.
+        input: Vec<Json>,
+    },
     /// Nothing: it is over.
     End(EndedReason),
 }
@@ -851,7 +885,31 @@ impl Conversation {
         self.plan.side(self.speaker, self.active)
     }
 
+    /// What whoever holds the target's side has not heard yet, and the chat that it goes on from.
+    fn ask(&self, remote: &Arc<(Remote, Object)>) -> Next {
+        let turns = self.replies.iter().rev();
+        let previous = turns.into_iter().find_map(|reply| reply.chat_id.clone());
+        let opening = self.plan.first.base.messages.len();
+        let mut input: Vec<Json> = match previous {
+            Some(_) if self.silent => vec![said("user", WAITING)],
+            // Its own words are in the chat already.
+            Some(_) => self.target_view.last().cloned().into_iter().collect(),
+            None => self.target_view.iter().skip(opening).cloned().collect(),
+        };
+        if input.is_empty() {
+            input.push(said("user", CONNECTED));
+        }
+        Next::Ask {
+            remote: Arc::clone(remote),
+            previous,
+            input,
+        }
+    }
+
     fn call(&self) -> Next {
+        if let (Speaker::Target, Some(remote)) = (self.speaker, &self.plan.remote) {
+            return self.ask(remote);
+        }
         let side = self.side();
         let view = match self.speaker {
             Speaker::Tester => &self.tester_view,
@@ -887,6 +945,7 @@ impl Conversation {
             assistant_name: side.name.clone(),
             assistant_id: side.id.clone(),
             cost: None,
+            chat_id: None,
         }
     }
 
@@ -929,6 +988,26 @@ impl Conversation {
             cost: reply.cost,
             ..record
         }
+    }
+
+    /// The record of a turn of whoever holds the target's side. Times are in milliseconds since the Unix epoch. Changes nothing:
+    /// store the record, then [`Conversation::push`] it.
+    #[must_use]
+    pub fn accept_turn(&self, turn: ChatTurn, started_ms: i64, ended_ms: i64) -> Reply {
+        let reply = ChatReply {
+            content: turn.content,
+            tool_calls: turn.tools.iter().map(|(call, _)| call.clone()).collect(),
+            // What it took is known by its cost only.
+            model: Some(REMOTE_MODEL.to_owned()),
+            cost: turn.cost,
+            ..ChatReply::default()
+        };
+        let mut record = self.accept(reply, started_ms, ended_ms);
+        for (kept, (_, result)) in record.tool_results.iter_mut().zip(turn.tools) {
+            kept.result = result.unwrap_or_default();
+        }
+        record.chat_id = Some(turn.chat_id);
+        record
     }
 
     /// The tools of an accepted reply that are to be run for real, each with the place of its result: until then that says that it
@@ -987,7 +1066,7 @@ impl Conversation {
             self.ended = Some(ended_by(EndedReason::AssistantEndedCall));
         } else if content.is_some_and(|text| ends_with_phrase(text, &side.end_phrases)) {
             self.ended = Some(ended_by(EndedReason::AssistantSaidEndCallPhrase));
-        } else if !reply.tool_calls.is_empty() {
+        } else if !reply.tool_calls.is_empty() && reply.chat_id.is_none() {
             self.silent = false;
             self.tool_rounds += 1;
             if self.tool_rounds > self.plan.limits.max_tool_rounds {
@@ -1141,16 +1220,17 @@ pub fn messages(replies: &[Reply]) -> Vec<Value> {
             }
             messages.push(message);
         };
-        if let Some(text) = &reply.content {
-            add(
-                if reply.speaker == Speaker::Tester {
-                    "user"
-                } else {
-                    "assistant"
-                },
-                text,
-                json!({}),
-            );
+        let role = match reply.speaker {
+            Speaker::Tester => "user",
+            Speaker::Target => "assistant",
+        };
+        // Somebody else's tools were run before it spoke.
+        let (before, after) = match reply.chat_id {
+            Some(_) => (None, reply.content.as_deref()),
+            None => (reply.content.as_deref(), None),
+        };
+        if let Some(text) = before {
+            add(role, text, json!({}));
         }
         let speaker = reply.speaker.as_str();
         if !reply.tool_calls.is_empty() {
@@ -1166,6 +1246,9 @@ pub fn messages(replies: &[Reply]) -> Vec<Value> {
                 "mocked": result.mocked, "speaker": speaker,
             });
             add("tool_call_result", &result.result, rest);
+        }
+        if let Some(text) = after {
+            add(role, text, json!({}));
         }
     }
     messages
@@ -1203,9 +1286,135 @@ mod tests {
             target: Target::Assistant(&target),
             tool_mocks: &mocks,
             target_overrides: &overrides,
+            remote: None,
             runs_tools: false,
             limits: Limits::default(),
         }))
+    }
+
+    /// A conversation whose target is held by somebody else.
+    fn with_remote(personality: &Value) -> Conversation {
+        let remote = Remote {
+            endpoint: uuid::Uuid::nil(),
+            assistant_id: "a".to_owned(),
+        };
+        let plan = Plan::new(&Parts {
+            personality,
+            instructions: "Book a table.",
+            target: Target::Assistant(&target()),
+            tool_mocks: &Value::Null,
+            target_overrides: &overrides(),
+            remote: Some(&remote),
+            runs_tools: false,
+            limits: Limits::default(),
+        });
+        Conversation::new(plan, vec![])
+    }
+
+    /// What the holder of the target's side is asked: which chat goes on, and with what.
+    fn asked(conversation: &Conversation) -> (Option<String>, Value) {
+        match conversation.next(5) {
+            Next::Ask {
+                previous,
+                input,
+                remote,
+            } => {
+                assert_eq!(remote.1, *overrides()["variableValues"].as_object().unwrap());
+                (previous, serde_json::to_value(&input).unwrap())
+            }
+            next => panic!("{next:?}"),
+        }
+    }
+
+    fn turn(chat_id: &str, content: Option<&str>, tools: Vec<(ToolCall, Option<String>)>) -> ChatTurn {
+        ChatTurn {
+            chat_id: chat_id.to_owned(),
+            content: content.map(str::to_owned),
+            tools,
+            cost: Some(7),
+        }
+    }
+
+    fn tester_says(conversation: &mut Conversation, text: &str) {
+        assert!(matches!(
+            conversation.next(5),
+            Next::Call {
+                speaker: Speaker::Tester,
+                ..
+            }
+        ));
+        let reply = ChatReply {
+            content: Some(text.to_owned()),
+            ..ChatReply::default()
+        };
+        conversation.push(conversation.accept(reply, 5, 6));
+    }
+
+    #[test]
+    fn who_holds_the_targets_side_is_asked_for_its_turns() {
+        let mut personality = personality();
+        personality["firstMessageMode"] = json!("assistant-waits-for-user");
+        let mut conversation = with_remote(&personality);
+        let Next::Say { speaker, text } = conversation.next(5) else {
+            panic!("the target has a first message")
+        };
+        assert_eq!((speaker, text.as_str()), (Speaker::Target, "Hello Ann!"));
+        conversation.push(conversation.say(speaker, text, 5));
+        tester_says(&mut conversation, "A table, please.");
+        let both = json!([
+            {"role": "assistant", "content": "Hello Ann!"}, {"role": "user", "content": "A table, please."},
+        ]);
+        assert_eq!(
+            asked(&conversation),
+            (None, both),
+            "all of it, for the chat is new"
+        );
+        let call = ToolCall {
+            id: "c1".to_owned(),
+            name: "book".to_owned(),
+            arguments: "{}".to_owned(),
+        };
+        let tools = vec![(call.clone(), Some("booked".to_owned()))];
+        conversation.push(conversation.accept_turn(turn("chat-1", Some("Done."), tools), 6, 7));
+        let messages = conversation.messages();
+        let roles: Vec<_> = messages
+            .iter()
+            .map(|message| message["role"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            roles,
+            ["assistant", "user", "tool_calls", "tool_call_result", "assistant"]
+        );
+        assert_eq!(messages[3]["result"], "booked");
+        tester_says(&mut conversation, "Thanks.");
+        let news = json!([{"role": "user", "content": "Thanks."}]);
+        assert_eq!(asked(&conversation), (Some("chat-1".to_owned()), news));
+        let resumed = Conversation::new(Arc::clone(&conversation.plan), conversation.replies.clone());
+        assert_eq!(asked(&resumed), asked(&conversation));
+        // Who says nothing is asked once more.
+        conversation.push(conversation.accept_turn(turn("chat-2", None, vec![]), 8, 9));
+        let wait = json!([{"role": "user", "content": WAITING}]);
+        assert_eq!(asked(&conversation), (Some("chat-2".to_owned()), wait));
+        let end = ToolCall {
+            name: "endCall".to_owned(),
+            ..call
+        };
+        let last = turn("chat-3", Some("Bye."), vec![(end, None)]);
+        conversation.push(conversation.accept_turn(last, 9, 10));
+        assert_eq!(conversation.next(10), Next::End(EndedReason::AssistantEndedCall));
+        let costs: i64 = conversation.replies().iter().filter_map(|reply| reply.cost).sum();
+        assert_eq!(costs, 21);
+    }
+
+    #[test]
+    fn who_holds_the_targets_side_may_have_to_speak_first() {
+        let mut personality = personality();
+        personality["firstMessageMode"] = json!("assistant-waits-for-user");
+        let mut conversation = with_remote(&personality);
+        let plan = Arc::make_mut(&mut conversation.plan);
+        plan.first_message = None;
+        let connected = json!([{"role": "user", "content": CONNECTED}]);
+        assert_eq!(asked(&conversation), (None, connected));
     }
 
     fn personality() -> Value {
@@ -1382,6 +1591,7 @@ mod tests {
                     (reply.speaker, reply.content)
                 }
                 Next::Call { speaker, .. } => (speaker, None),
+                Next::Ask { .. } => unreachable!("nobody else holds a side"),
                 Next::End(reason) => panic!("{reason}"),
             };
             assert_eq!(
@@ -1566,6 +1776,7 @@ mod tests {
                 prop_assert_eq!(live.messages(), resumed.messages());
                 let record = match next {
                     Next::End(_) => break,
+                    Next::Ask { .. } => unreachable!("nobody else holds a side"),
                     Next::Say { speaker, text } => live.say(speaker, text, step * 700),
                     Next::Call { request, .. } => {
                         // What a server checks: every tool call is answered, nothing is empty.

@@ -603,6 +603,21 @@ impl Item {
     /// # Errors
     /// When the worker holds the item no longer.
     pub fn retry(&self, owner: &str, failure: &Failure, progressed: bool, now: i64) -> Result<Self, Refused> {
+        self.retry_after(owner, failure, progressed, 0, now)
+    }
+
+    /// The same, with a pause of at least `rest_ms` milliseconds.
+    ///
+    /// # Errors
+    /// When the worker holds the item no longer.
+    pub fn retry_after(
+        &self,
+        owner: &str,
+        failure: &Failure,
+        progressed: bool,
+        rest_ms: i64,
+        now: i64,
+    ) -> Result<Self, Refused> {
         self.held_by(owner)?;
         self.open()?;
         let failed_before = if progressed { 0 } else { self.attempts };
@@ -612,10 +627,13 @@ impl Item {
         let mut item = self.next(now);
         item.attempts = failed_before + 1;
         item.lease = None;
-        let again = now + pause_ms(item.attempts);
-        item.not_before = Some(again);
-        item.due_at = Some(again + REQUEUE_AFTER_MS);
+        item.pause(pause_ms(item.attempts).max(rest_ms), now);
         Ok(item)
+    }
+
+    fn pause(&mut self, ms: i64, now: i64) {
+        self.not_before = Some(now + ms);
+        self.due_at = Some(now + ms + REQUEUE_AFTER_MS);
     }
 
     /// The worker declares the item failed: the conversation could not be held, or not be judged.

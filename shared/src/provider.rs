@@ -1,42 +1,58 @@
-//! Providers of voice calls, by the generic contract (`infra/PROVIDER.md`): what is asked of them and what they say.
+//! Providers of voice calls: what is asked of them and what they say. Inside, all of them speak the generic contract
+//! (`infra/PROVIDER.md`); what is particular to one of them ends in its own module.
+
+mod ask;
+mod dialect;
+pub mod events;
+mod generic;
+mod retell;
+mod vapi;
 
 use std::{fmt, time::Duration};
 
-use reqwest::{Method, StatusCode, Url};
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub use self::{
+    dialect::{Dialect, RetellSettings, VapiCalls, VapiSettings, is_e164},
+    events::ProviderKind,
+    vapi::{ChatTurn, Remote},
+};
+
 use crate::{
+    call_record::CallRecord,
     clock::parse_iso,
     evaluation::TurnLatency,
     lifecycle::{Ended, Fact, Facts, Fault, Item, Source},
-    net::{Outbound, Refused, without_url},
+    net::Outbound,
 };
 
 /// How long an answer of a provider is waited for.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest name of a call, in bytes.
 pub const MAX_CALL_ID: usize = 256;
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 5_000_000;
-/// The longest part of a refusal that becomes part of a reason, in characters.
-const MAX_MESSAGE: usize = 200;
 
-/// Who carries a call, and the key that it asks for.
+/// Who carries a call, and how it is talked to.
 #[derive(Clone)]
 pub struct Provider<'a> {
     /// Its URL.
     pub url: &'a str,
     /// The key for requests to it.
     pub api_key: Option<&'a str>,
+    /// Its API.
+    pub dialect: &'a Dialect,
+    /// What it is to send along with its webhooks, where it does not sign them: headers by their names.
+    pub hook_headers: &'a [(String, String)],
 }
 
 impl fmt::Debug for Provider<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither the key nor the URL, into which a user may have put one.
+        // Neither the key nor the URL, into which a user may have put one, nor the headers.
         f.debug_struct("Provider")
             .field("has_api_key", &self.api_key.is_some())
+            .field("dialect", &self.dialect)
             .finish_non_exhaustive()
     }
 }
@@ -56,6 +72,15 @@ pub struct Order {
     /// What happens when the target uses another tool: `error` or `run`. Without it the provider decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmocked_tools: Option<Value>,
+    /// The phone number of the target, in E.164, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_number: Option<String>,
+    /// The personality's assistant as it is, without the scenario.
+    #[serde(skip)]
+    pub personality: Value,
+    /// The scenario's instructions alone.
+    #[serde(skip)]
+    pub instructions: String,
     /// Where events go.
     pub webhooks: Webhooks,
     /// After how many seconds the provider ends the call.
@@ -91,6 +116,16 @@ impl Webhooks {
             call_ended: url("call-ended"),
         }
     }
+
+    /// The same for one call, which whoever sends an event there need not name otherwise.
+    #[must_use]
+    pub fn about(self, correlation: &str) -> Self {
+        let about = |url: String| format!("{url}?correlation={correlation}");
+        Self {
+            call_started: about(self.call_started),
+            call_ended: about(self.call_ended),
+        }
+    }
 }
 
 /// Why a provider did not do what it was asked.
@@ -104,6 +139,17 @@ pub enum ProviderError {
         /// Its reason after a colon, or nothing.
         message: String,
     },
+    /// It cannot do what the order asks for, so it was not asked.
+    #[error("the voice provider cannot do this: {0}")]
+    Impossible(String),
+    /// It did nothing, because it has too much to do at the moment or cannot be reached.
+    #[error("the voice provider is not available: {what}")]
+    Busy {
+        /// What it said, or what happened.
+        what: String,
+        /// How long it wants to be left alone, in milliseconds.
+        retry_after_ms: i64,
+    },
     /// Nobody knows whether it did it.
     #[error("the voice provider did not answer: {0}")]
     Unanswered(String),
@@ -116,7 +162,30 @@ impl ProviderError {
     /// Whether the same request may succeed later, or have succeeded already.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unanswered(_))
+        matches!(self, Self::Unanswered(_) | Self::Busy { .. })
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            // The key, the settings or what is asked for has to be changed.
+            Self::Refused {
+                status: 401 | 403, ..
+            }
+            | Self::Impossible(_)
+            | Self::Url(_) => Fault::Ringback,
+            _ => Fault::Provider,
+        }
+    }
+
+    /// How long it wants to be left alone if it did nothing, in milliseconds.
+    #[must_use]
+    pub fn is_busy(&self) -> Option<i64> {
+        match self {
+            Self::Busy { retry_after_ms, .. } => Some(*retry_after_ms),
+            _ => None,
+        }
     }
 }
 
@@ -170,6 +239,9 @@ pub struct CallReport {
     pub cost: Option<f64>,
     /// Whose fault it was, where the call broke off for a reason that is not the target's.
     pub fault: Option<Fault>,
+    /// What else it says in its own words: its reason, its ids, its analysis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Value>,
 }
 
 /// `null` says as much as an absent field.
@@ -269,6 +341,17 @@ const MAX_REASON: usize = 200;
 /// The longest address at which a call can be listened to, in bytes: it is kept beside the call's name.
 const MAX_LISTEN_URL: usize = 2000;
 
+/// What else there is to know of a call that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub enum More {
+    /// Nothing.
+    Nothing,
+    /// Something, in a moment.
+    Later,
+    /// This.
+    Report(Box<CallReport>),
+}
+
 /// What a look-up found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
@@ -286,6 +369,17 @@ impl Found {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.status == CallStatus::Ended
+    }
+
+    /// Whether it says what was said.
+    fn says_something(&self) -> bool {
+        let words = self.report.messages.as_ref().is_some_and(|all| !all.is_empty());
+        words
+            || self
+                .report
+                .transcript
+                .as_ref()
+                .is_some_and(|text| !text.trim().is_empty())
     }
 
     /// Whether the call has ended so short before `now` that who looked it up may know less than the report will say.
@@ -310,57 +404,6 @@ impl Found {
 }
 
 impl Provider<'_> {
-    async fn ask(
-        &self,
-        outbound: &Outbound,
-        method: Method,
-        url: Url,
-        body: Option<(&Order, &str)>,
-    ) -> Result<(StatusCode, Value), ProviderError> {
-        let client = outbound
-            .client(&url, false)
-            .map_err(|error| ProviderError::Url(error.to_string()))?;
-        let mut request = client.request(method, url).timeout(TIMEOUT);
-        if let Some(key) = self.api_key {
-            request = request.bearer_auth(key);
-        }
-        if let Some((order, key)) = body {
-            request = request.header("idempotency-key", key).json(order);
-        }
-        let unanswered = |error: reqwest::Error| match Refused::find(&error) {
-            Some(refused) => ProviderError::Url(refused.to_string()),
-            None if error.is_timeout() => {
-                ProviderError::Unanswered(format!("no answer within {} s", TIMEOUT.as_secs()))
-            }
-            None => ProviderError::Unanswered(without_url(error)),
-        };
-        let mut answer = request.send().await.map_err(unanswered)?;
-        let status = answer.status();
-        let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(unanswered)? {
-            if bytes.len() + chunk.len() > MAX_ANSWER {
-                return Err(ProviderError::Unanswered("its answer is too long".to_owned()));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        if matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error() {
-            return Err(ProviderError::Unanswered(format!("status {}", status.as_u16())));
-        }
-        Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
-    }
-
-    fn url(&self, more: &[&str]) -> Result<Url, ProviderError> {
-        let mut url: Url = self
-            .url
-            .parse()
-            .map_err(|_| ProviderError::Url("it is no URL".to_owned()))?;
-        url.path_segments_mut()
-            .map_err(|()| ProviderError::Url("it is no http URL".to_owned()))?
-            .pop_if_empty()
-            .extend(more);
-        Ok(url)
-    }
-
     /// Places a call under `key`, which names the order however often it is repeated. Gives the call's name and where it
     /// can be listened to.
     ///
@@ -372,13 +415,14 @@ impl Provider<'_> {
         order: &Order,
         key: &str,
     ) -> Result<CallReport, ProviderError> {
-        let (status, body) = self
-            .ask(outbound, Method::POST, self.url(&[])?, Some((order, key)))
-            .await?;
-        if !status.is_success() {
-            return Err(self.refusal(status, &body));
+        if let Some(why) = self.dialect.cannot_do(order) {
+            return Err(ProviderError::Impossible(why.to_owned()));
         }
-        let report: CallReport = serde_json::from_value(named(body)).unwrap_or_default();
+        let report = match self.dialect {
+            Dialect::Generic => generic::place(self, outbound, order, key).await?,
+            Dialect::Vapi(settings) => vapi::place(self, outbound, settings, order).await?,
+            Dialect::Retell(settings) => retell::place(self, outbound, settings, order, key).await?,
+        };
         if report.call_id.is_empty() || report.call_id.len() > MAX_CALL_ID {
             return Err(ProviderError::Unanswered("its answer has no id".to_owned()));
         }
@@ -388,7 +432,18 @@ impl Provider<'_> {
         })
     }
 
-    /// Looks a call up by its name, or by what Ringback named it. `None` when the provider does not know it.
+    /// Whether an order of `since` (milliseconds since the Unix epoch) may be repeated at `now`: no second call is placed then.
+    #[must_use]
+    pub fn may_repeat(&self, since: i64, now: i64) -> bool {
+        match self.dialect {
+            Dialect::Generic => true,
+            Dialect::Vapi(_) => false,
+            Dialect::Retell(_) => now - since < retell::SAME_KEY_MS,
+        }
+    }
+
+    /// Looks a call up by its name, or by what Ringback named it; it was ordered at `since` (milliseconds since the Unix epoch) at
+    /// the earliest. `None` when the provider does not know it.
     ///
     /// # Errors
     /// A refusal, or no answer that says anything.
@@ -397,61 +452,55 @@ impl Provider<'_> {
         outbound: &Outbound,
         call_id: Option<&str>,
         correlation: &str,
+        since: i64,
     ) -> Result<Option<Found>, ProviderError> {
-        let url = match call_id {
-            Some(id) => self.url(&[id])?,
-            None => {
-                let mut url = self.url(&[])?;
-                url.query_pairs_mut().append_pair("correlation", correlation);
-                url
+        match self.dialect {
+            Dialect::Generic => generic::look_up(self, outbound, call_id, correlation).await,
+            Dialect::Vapi(settings) => {
+                vapi::look_up(self, outbound, settings, call_id, correlation, since).await
             }
-        };
-        let (status, mut body) = self.ask(outbound, Method::GET, url, None).await?;
-        if call_id.is_some() && matches!(status.as_u16(), 404 | 410) {
-            return Ok(None);
-        }
-        if !status.is_success() {
-            return Err(self.refusal(status, &body));
-        }
-        if call_id.is_none() {
-            let Some(results) = body.get_mut("results").and_then(Value::as_array_mut) else {
-                return Err(ProviderError::Unanswered("its answer has no results".to_owned()));
-            };
-            if results.is_empty() {
-                return Ok(None);
-            }
-            let ours =
-                |call: &&mut Value| call.get("correlation").and_then(Value::as_str) == Some(correlation);
-            match results.iter_mut().find(ours) {
-                Some(call) => body = call.take(),
-                // It does not look at what it is asked for: none of these may be taken for the item's.
-                None => return Err(ProviderError::Unanswered("its answer has other calls".to_owned())),
-            }
-        }
-        let status = serde_json::from_value(body.get("status").cloned().unwrap_or_default());
-        let report = serde_json::from_value(named(body));
-        match (status, report) {
-            (Ok(status), Ok(report)) => Ok(Some(Found { status, report })),
-            _ => Err(ProviderError::Unanswered("its answer is no call".to_owned())),
+            Dialect::Retell(_) => retell::look_up(self, outbound, call_id, correlation).await,
         }
     }
 
-    fn refusal(&self, status: StatusCode, body: &Value) -> ProviderError {
-        let said = body.get("message").and_then(Value::as_str).unwrap_or_default();
-        // Some repeat the key that they do not like.
-        let said = match self.api_key {
-            Some(key) => said.replace(key, "(the key)"),
-            None => said.to_owned(),
-        };
-        let said: String = said.chars().take(MAX_MESSAGE).collect();
-        ProviderError::Refused {
-            status: status.as_u16(),
-            message: if said.is_empty() {
-                said
-            } else {
-                format!(": {said}")
-            },
+    /// Asks what is known of a call that is over beyond `known`, which is all that was reported of it: what was said, where its
+    /// events do not say it (`wordless`), and latencies and costs, where its provider keeps them elsewhere. `since` is when it was
+    /// ordered, in milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// A refusal, or no answer that says anything.
+    pub async fn more(
+        &self,
+        outbound: &Outbound,
+        call_id: &str,
+        correlation: &str,
+        since: i64,
+        known: &CallRecord,
+        wordless: bool,
+    ) -> Result<More, ProviderError> {
+        if wordless && known.messages.is_empty() && known.transcript.is_empty() {
+            let found = self.look_up(outbound, Some(call_id), correlation, since).await?;
+            return Ok(match found {
+                Some(found) if found.is_over() && found.says_something() => {
+                    More::Report(Box::new(found.report))
+                }
+                Some(_) => More::Later,
+                None => More::Nothing,
+            });
         }
+        let leg = |name: &str| known.detail.as_ref()?.get(name)?.as_str();
+        if let (Dialect::Vapi(_), Some(target), true) =
+            (self.dialect, leg("targetCallId"), known.latencies.is_empty())
+        {
+            let report = vapi::legs(self, outbound, target, leg("testerCallId")).await?;
+            return Ok(report.map_or(More::Later, |report| {
+                More::Report(Box::new(CallReport {
+                    call_id: call_id.to_owned(),
+                    ..report
+                }))
+            }));
+        }
+        Ok(More::Nothing)
     }
 
     /// Asks for a call's end. `true` when it is over already or unknown.
@@ -459,13 +508,10 @@ impl Provider<'_> {
     /// # Errors
     /// A refusal, or no answer.
     pub async fn end(&self, outbound: &Outbound, call_id: &str) -> Result<bool, ProviderError> {
-        let (status, body) = self
-            .ask(outbound, Method::POST, self.url(&[call_id, "end"])?, None)
-            .await?;
-        match status.as_u16() {
-            404 | 409 | 410 => Ok(true),
-            _ if status.is_success() => Ok(false),
-            _ => Err(self.refusal(status, &body)),
+        match self.dialect {
+            Dialect::Generic => generic::end(self, outbound, call_id).await,
+            Dialect::Vapi(settings) => vapi::end(self, outbound, settings, call_id).await,
+            Dialect::Retell(_) => retell::end(self, outbound, call_id).await,
         }
     }
 }
@@ -492,9 +538,14 @@ pub fn order(
 ) -> Order {
     let scenario = &snapshot.scenario;
     let overrides = scenario.get("targetOverrides").filter(|value| !value.is_null());
+    let number = target.get("number").and_then(Value::as_str).map(str::to_owned);
     let mut target = match target.get("squad") {
         Some(squad) => json!({"type": "squad", "squad": squad}),
-        None => json!({"type": "assistant", "assistant": target.get("assistant")}),
+        // One that only the provider knows is named, not described.
+        None => match target.get("remote").and_then(|remote| remote.get("assistantId")) {
+            Some(id) => json!({"type": "assistant", "assistantId": id}),
+            None => json!({"type": "assistant", "assistant": target.get("assistant")}),
+        },
     };
     // A mock that is switched off is none: who does not look at `enabled` must not use it.
     let mocks = scenario.get("toolMocks").and_then(Value::as_array);
@@ -503,21 +554,21 @@ pub fn order(
     if let (Some(overrides), Some(object)) = (overrides, target.as_object_mut()) {
         object.insert("assistantOverrides".to_owned(), overrides.clone());
     }
+    let personality = snapshot.personality.get("assistant").unwrap_or(&Value::Null);
+    let instructions = scenario.get("instructions").and_then(Value::as_str);
+    let instructions = instructions.unwrap_or_default();
     Order {
         correlation,
-        tester: crate::conversation::tester(
-            snapshot.personality.get("assistant").unwrap_or(&Value::Null),
-            scenario
-                .get("instructions")
-                .and_then(Value::as_str)
-                .unwrap_or_default(),
-        ),
+        tester: crate::conversation::tester(personality, instructions),
+        personality: personality.clone(),
+        instructions: instructions.to_owned(),
         target,
         tool_mocks: mocks.cloned().collect(),
         unmocked_tools: scenario
             .get("unmockedTools")
             .filter(|mode| !mode.is_null())
             .cloned(),
+        target_number: number,
         webhooks,
         max_duration_seconds,
         metadata: json!({
@@ -626,20 +677,5 @@ mod tests {
         );
         assert!(!told.is_fresh_end(ms));
         assert!(!found(CallStatus::InProgress, json!({"id": "c"})).is_fresh_end(ms));
-    }
-
-    #[test]
-    fn paths_lead_to_the_calls_of_a_url() {
-        let provider = |url| Provider { url, api_key: None };
-        for (url, more, whole) in [
-            ("http://p/calls", &["a b/c"][..], "http://p/calls/a%20b%2Fc"),
-            ("http://p/calls/", &["a", "end"], "http://p/calls/a/end"),
-            ("http://p", &[], "http://p/"),
-            ("http://p/calls?key=1", &["a"], "http://p/calls/a?key=1"),
-        ] {
-            assert_eq!(provider(url).url(more).unwrap().as_str(), whole);
-        }
-        assert!(matches!(provider("nowhere").url(&[]), Err(ProviderError::Url(_))));
-        assert!(is_url("https://p") && !is_url("ftp://p") && !is_url("p"));
     }
 }

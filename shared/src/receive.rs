@@ -15,9 +15,13 @@ use uuid::Uuid;
 use crate::{
     context::Context,
     lifecycle::Source,
-    provider::{CallReport, Event},
+    provider::{
+        Event, ProviderKind, Webhooks,
+        events::{self, Said},
+    },
+    signature::{Refusal, Unverified, Verified},
     store::{ItemKey, NewEvent},
-    webhook::{Correlation, Refusal, UnverifiedDelivery, VerifiedDelivery},
+    webhook::Correlation,
 };
 
 /// The largest body that is read, in bytes: Lambda takes events of 6 MB, in which a body may be in base64.
@@ -110,14 +114,12 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
         .and_then(endpoint_of)
         .ok_or_else(unknown)?;
     // The table is asked first: a look at it costs less than one at the secrets.
-    if !ctx
+    let kind = ctx
         .store
-        .is_endpoint(endpoint)
+        .endpoint_kind(endpoint)
         .await
         .map_err(|error| unavailable(&error))?
-    {
-        return Err(unknown());
-    }
+        .ok_or_else(unknown)?;
     let secrets = ctx
         .secrets
         .endpoint(endpoint)
@@ -125,11 +127,14 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
         .map_err(|error| unavailable(&error))?
         .ok_or_else(unknown)?;
     let now = ctx.clock.now_ms();
-    let accepted = secrets.secrets().map_err(|error| unavailable(&error))?;
-    let delivery = match UnverifiedDelivery::new(&request.headers, body).verify_or_return(&accepted, now) {
+    let query = request.raw_query_string.as_deref().unwrap_or_default();
+    let url = sent_to(&ctx.config.public_url, event, endpoint, query);
+    let delivery = Unverified::new("POST", &url, &request.headers, body);
+    let profile = secrets.signature.profile();
+    let delivery = match delivery.verify_or_return(&profile, &secrets.accepted(), now) {
         Ok(delivery) => delivery,
-        Err((Refusal::NoSignatureFits, delivery)) => {
-            // Its secret may be one that was added a moment ago.
+        // Its secret may be one that was added a moment ago, or its scheme another one.
+        Err((refusal, delivery)) => {
             let anew = ctx
                 .secrets
                 .endpoint_anew(endpoint)
@@ -137,18 +142,22 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
                 .map_err(|error| unavailable(&error))?
                 .ok_or_else(unknown)?;
             if anew.signs_like(&secrets) {
-                return Err(refused(endpoint, Refusal::NoSignatureFits));
+                return Err(refused(endpoint, &refusal));
             }
-            let accepted = anew.secrets().map_err(|error| unavailable(&error))?;
             delivery
-                .verify(&accepted, now)
-                .map_err(|refusal| refused(endpoint, refusal))?
+                .verify(&anew.signature.profile(), &anew.accepted(), now)
+                .map_err(|refusal| refused(endpoint, &refusal))?
         }
-        Err((refusal, _)) => return Err(refused(endpoint, refusal)),
     };
     // Of an endpoint it is always the same.
     let key = secrets.correlation_key();
-    match keep(ctx, endpoint, key, event, &delivery).await {
+    let asked = Asked {
+        endpoint,
+        kind,
+        event,
+        named: named_in(query),
+    };
+    match keep(ctx, &asked, key, &delivery).await {
         Ok(kept) => Ok(kept),
         Err(Unkept::Unavailable(error)) => Err(unavailable(&*error)),
         Err(Unkept::Unknown) => Err(Answer::new(
@@ -169,7 +178,29 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
     }
 }
 
-fn refused(endpoint: Uuid, refusal: Refusal) -> Answer {
+/// The URL that a webhook was sent to, as its sender knows it. The one in the request is that of whatever stands before this
+/// function.
+fn sent_to(public_url: &str, event: Event, endpoint: Uuid, query: &str) -> String {
+    let webhooks = Webhooks::of(public_url, endpoint);
+    let url = match event {
+        Event::Started => webhooks.call_started,
+        Event::Placed | Event::Ended => webhooks.call_ended,
+    };
+    match query {
+        "" => url,
+        query => format!("{url}?{query}"),
+    }
+}
+
+/// The correlation value in a query: where Ringback chose the URL, the event need not repeat it.
+fn named_in(query: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    pairs
+        .find(|(name, _)| name == "correlation")
+        .map(|(_, token)| token.into_owned())
+}
+
+fn refused(endpoint: Uuid, refusal: &Refusal) -> Answer {
     tracing::warn!(%endpoint, %refusal, "a webhook was refused");
     Answer::new(401, refusal.to_string())
 }
@@ -187,46 +218,48 @@ impl From<crate::store::StoreError> for Unkept {
     }
 }
 
-/// What is wrong with an event, without any of it: the parser's own words would repeat what was said.
-fn unreadable(error: &serde_json::Error) -> String {
-    let what = match error.classify() {
-        serde_json::error::Category::Data => "the event is not what the contract says",
-        _ => "the event is not JSON",
-    };
-    format!("{what}: line {}, column {}", error.line(), error.column())
+/// What is known of an event besides what it says.
+struct Asked {
+    endpoint: Uuid,
+    kind: ProviderKind,
+    /// What its URL is for.
+    event: Event,
+    /// The correlation value in its URL.
+    named: Option<String>,
 }
 
 async fn keep(
     ctx: &Context,
-    endpoint: Uuid,
+    asked: &Asked,
     key: Option<[u8; 32]>,
-    event: Event,
-    delivery: &VerifiedDelivery,
+    delivery: &Verified,
 ) -> Result<Answer, Unkept> {
-    let report: CallReport = delivery
-        .parse()
-        .map_err(|error| Unkept::Malformed(unreadable(&error)))?;
-    let event = match report.kind.as_deref() {
-        None => event,
-        Some("call.started") => Event::Started,
-        Some("call.ended") => Event::Ended,
-        Some(_) => {
-            return Err(Unkept::Malformed(
-                "type must be call.started or call.ended".to_owned(),
-            ));
+    let endpoint = asked.endpoint;
+    let said = events::said(asked.kind, asked.event, delivery.body(), delivery.content_type())
+        .map_err(Unkept::Malformed)?;
+    let (event, report) = match said {
+        Said::Report { event, report } => (event, report),
+        Said::Ignored(kind) => {
+            ctx.store.count_ignored(endpoint, &kind).await?;
+            return Ok(Answer::new(200, format!("ignored: {kind}")));
         }
     };
     let facts = report
         .facts(Source::Report, event, ctx.clock.now_ms())
         .map_err(|odd| Unkept::Malformed(odd.to_string()))?;
+    let body = match asked.kind {
+        ProviderKind::Generic => String::from_utf8_lossy(delivery.body()).into_owned(),
+        // As the generic contract says it, so that whoever reads it later need know no other.
+        _ => serde_json::to_string(&report).map_err(|error| Unkept::Unavailable(error.into()))?,
+    };
     let new = NewEvent {
         event,
         source: Source::Report,
         digest: delivery.digest(),
         facts,
-        body: String::from_utf8_lossy(delivery.body()).into_owned(),
+        body,
     };
-    let kept = match &report.correlation {
+    let kept = match report.correlation.as_ref().or(asked.named.as_ref()) {
         Some(token) => {
             let Correlation { run, index } = key
                 .and_then(|key| Correlation::from_token(token, &key))
@@ -245,6 +278,24 @@ async fn keep(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sender_signs_the_public_url() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(
+            sent_to("https://r.example.com/", Event::Ended, id, "a=b&c"),
+            format!("https://r.example.com/hooks/{id}/call-ended?a=b&c")
+        );
+        assert_eq!(
+            sent_to("https://r.example.com", Event::Started, id, ""),
+            format!("https://r.example.com/hooks/{id}/call-started")
+        );
+        assert_eq!(
+            named_in("a=b&correlation=rbc1.x&correlation=y").as_deref(),
+            Some("rbc1.x")
+        );
+        assert_eq!(named_in("a=b"), None);
+    }
 
     #[test]
     fn the_path_names_the_endpoint() {

@@ -24,6 +24,7 @@ pub use self::manager::SecretsManager;
 use crate::{
     clock::{SharedClock, SystemClock},
     ids,
+    signature::Scheme,
     webhook::{Secret, SecretError},
 };
 
@@ -190,7 +191,7 @@ pub struct SigningSecret {
     pub id: Uuid,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_at: i64,
-    /// `whsec_` and its base64.
+    /// The secret as its scheme writes it: `whsec_` and its base64 for what Ringback signs.
     pub secret: String,
 }
 
@@ -254,6 +255,9 @@ pub struct EndpointSecrets {
     /// The key for requests to the provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
+    /// How its webhooks are signed.
+    #[serde(default)]
+    pub signature: Scheme,
     /// What its webhooks may be signed with, oldest first.
     pub signing: Vec<SigningSecret>,
     /// What authenticates correlation values: 32 bytes in base64. It never changes, because calls live longer than a change.
@@ -265,6 +269,7 @@ pub struct EndpointSecrets {
 impl fmt::Debug for EndpointSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EndpointSecrets")
+            .field("signature", &self.signature)
             .field("signing", &self.signing)
             .field("revision", &self.revision)
             .finish_non_exhaustive()
@@ -272,34 +277,67 @@ impl fmt::Debug for EndpointSecrets {
 }
 
 impl EndpointSecrets {
-    /// The secrets of a new endpoint: one to sign with, and the key for correlation values.
+    /// The secrets of a new endpoint, with a new key for correlation values. Without `signing` its webhooks are believed only where
+    /// they are signed with its key.
     ///
     /// # Errors
     /// When the system has no random numbers.
-    pub fn generate(api_key: Option<String>, id: Uuid, now: i64) -> Result<Self, getrandom::Error> {
+    pub fn new(
+        api_key: Option<String>,
+        signature: Scheme,
+        signing: Option<SigningSecret>,
+    ) -> Result<Self, getrandom::Error> {
         let mut key = [0; 32];
         getrandom::fill(&mut key)?;
         Ok(Self {
             api_key,
-            signing: vec![SigningSecret::generate(id, now)?],
+            signature,
+            signing: signing.into_iter().collect(),
             correlation_key: STANDARD.encode(key),
             revision: 0,
         })
     }
 
-    /// The secrets that a delivery may be signed with.
+    /// The secrets of a new endpoint of the generic contract, with one to sign with.
     ///
     /// # Errors
-    /// When what is stored is no secret.
-    pub fn secrets(&self) -> Result<Vec<Secret>, SecretError> {
-        parsed(&self.signing)
+    /// When the system has no random numbers.
+    pub fn generate(api_key: Option<String>, id: Uuid, now: i64) -> Result<Self, getrandom::Error> {
+        let signing = SigningSecret::generate(id, now)?;
+        Self::new(api_key, Scheme::StandardWebhooks, Some(signing))
     }
 
-    /// Whether deliveries may be signed with the same secrets as with `other`.
+    /// The secrets that a delivery may be signed with. Retell signs with the key that requests to it have.
+    #[must_use]
+    pub fn accepted(&self) -> Vec<&str> {
+        let key = self.api_key.as_deref();
+        let key = key.filter(|_| self.signature == Scheme::Retell);
+        let signing = self.signing.iter().map(|signing| signing.secret.as_str());
+        signing.chain(key).collect()
+    }
+
+    /// Whether all of its secrets can be secrets of `scheme`.
+    #[must_use]
+    pub fn fit(&self, scheme: &Scheme) -> bool {
+        let mut secrets = self.signing.iter();
+        secrets.all(|signing| scheme.check_secret(&signing.secret).is_ok())
+    }
+
+    /// Whether deliveries are signed in the same way and may be signed with the same secrets as with `other`.
     #[must_use]
     pub fn signs_like(&self, other: &Self) -> bool {
-        let theirs = other.signing.iter().map(|signing| signing.id);
-        self.signing.iter().map(|signing| signing.id).eq(theirs)
+        self.signature == other.signature && self.accepted() == other.accepted()
+    }
+
+    /// The headers that make its provider's webhooks believed where the provider only repeats what it is told: their names in lower
+    /// case, and values with the newest secret.
+    #[must_use]
+    pub fn hook_headers(&self) -> Vec<(String, String)> {
+        let newest = self.signing.last().map(|signing| signing.secret.as_str());
+        newest
+            .and_then(|secret| self.signature.plain_header(secret))
+            .into_iter()
+            .collect()
     }
 
     /// The key that authenticates correlation values.
@@ -648,7 +686,7 @@ mod tests {
             let mut made = EndpointSecrets::generate(Some("key".into()), Uuid::nil(), 5).unwrap();
             secrets.put_endpoint(id, &made).await.unwrap();
             let read = secrets.endpoint(id).await.unwrap().unwrap();
-            assert_eq!(read.secrets().unwrap().len(), 1);
+            assert_eq!(read.signing.len(), 1);
             assert_eq!(read.correlation_key(), made.correlation_key());
             assert!(read.correlation_key().is_some());
             assert_eq!(read.api_key.as_deref(), Some("key"));
@@ -797,7 +835,7 @@ mod tests {
         there.put_org_hooks(org, &more).await.unwrap();
         clock.forward(USED_MS);
         let read = here.ensure_org_hooks(org, 1_700_000_000_000).await.unwrap();
-        assert_eq!(read.secrets().unwrap().len(), 2);
+        assert_eq!(read.signing.len(), 2);
     }
 
     #[tokio::test]

@@ -21,11 +21,12 @@ use ringback_shared::{
     context::Context,
     lifecycle::{Call, Facts, Failure, Fault, HookEvent, Item, Lease, Owed, Slots, Source, State},
     progress,
-    provider::{CallReport, Event},
+    provider::{CallReport, Event, ProviderKind},
     receive,
     secrets::EndpointSecrets,
+    signature::TOLERANCE_MS,
     store::{HookKey, ItemKey, NewEvent, NewRun},
-    webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, TOLERANCE_MS, sign},
+    webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, sign},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -420,23 +421,27 @@ async fn a_webhook_is_verified_over_its_raw_bytes_at_the_time_of_the_clock() {
     let ctx = ctx;
     let made = EndpointSecrets::generate(None, Uuid::nil(), NOW).unwrap();
     ctx.secrets.put_endpoint(ENDPOINT, &made).await.unwrap();
-    ctx.store.put_endpoint(ENDPOINT, new_run(1, 1).org).await.unwrap();
-    let secret = made.secrets().unwrap().remove(0);
+    ctx.store
+        .put_endpoint(ENDPOINT, new_run(1, 1).org, ProviderKind::Generic)
+        .await
+        .unwrap();
+    let secret = Secret::parse(made.accepted()[0]).unwrap();
     let take = |at: i64, body: &[u8], in_base64: bool| {
         let request = delivery(ENDPOINT, &secret, at, body, in_base64);
         let ctx = &ctx;
         async move { receive::handle(ctx, Event::Ended, request).await.status_code }
     };
+    let tolerance = i64::from(TOLERANCE_MS);
     let good = br#"{"callId": "call", "endedReason": "Schlu\u00df \u2713"}"#;
     assert_eq!(take(NOW, good, true).await, 200, "base64 is undone once");
     assert_eq!(take(NOW, good, false).await, 200, "and it is the same event");
     assert_eq!(ctx.store.stray_events(ENDPOINT, "call").await.unwrap().len(), 1);
     for (ms, status) in [
         // The header has whole seconds.
-        (-TOLERANCE_MS + 1000, 200),
-        (TOLERANCE_MS, 200),
-        (-TOLERANCE_MS - 1000, 401),
-        (TOLERANCE_MS + 1000, 401),
+        (-tolerance + 1000, 200),
+        (tolerance, 200),
+        (-tolerance - 1000, 401),
+        (tolerance + 1000, 401),
     ] {
         assert_eq!(take(NOW + ms, good, true).await, status, "{ms} ms from the clock");
     }

@@ -12,7 +12,8 @@ use axum::{
 };
 use ringback_shared::{
     clock::{Clock, SystemClock},
-    webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, UnverifiedDelivery},
+    signature::{Scheme, Unverified},
+    webhook::{ID_HEADER, SIGNATURE_HEADER},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -59,9 +60,9 @@ impl Told {
 
     /// Whether one of its signatures was made with this secret, at about the time at which it came.
     pub(crate) fn is_signed_with(&self, secret: &str) -> bool {
-        let secret = Secret::parse(secret).unwrap();
-        let delivery = UnverifiedDelivery::new(&self.headers, self.raw.to_vec());
-        delivery.verify(&[secret], self.at).is_ok()
+        let delivery = Unverified::new("POST", "", &self.headers, self.raw.to_vec());
+        let profile = Scheme::StandardWebhooks.profile();
+        delivery.verify(&profile, &[secret], self.at).is_ok()
     }
 
     fn signatures(&self) -> usize {

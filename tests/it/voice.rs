@@ -39,7 +39,7 @@ pub(crate) async fn local_with_slots(stand_in: &StandIn, slots: usize) -> (Local
 }
 
 /// What the minute tick comes to in the end: whatever is owed is looked after as if its time had come.
-async fn sweep(local: &Local) {
+pub(crate) async fn sweep(local: &Local) {
     let deadline = Deadline::after(Duration::from_secs(60));
     ringback_sweep::handle(local.context(), Scope::Everything, deadline)
         .await

@@ -6,8 +6,9 @@ use ringback_shared::{
     context::Context,
     ids,
     models::{Validate, check, parse},
-    provider::{Webhooks, is_url},
-    secrets::EndpointSecrets,
+    provider::{ProviderKind, RetellSettings, VapiSettings, Webhooks, is_url},
+    secrets::{EndpointSecrets, SigningSecret},
+    signature::Scheme,
     store::{Definition, Kind},
 };
 use serde::Deserialize;
@@ -26,6 +27,9 @@ use crate::{
 const MAX_NAME: usize = 80;
 const MAX_URL: usize = 2000;
 const MAX_KEY: usize = 4000;
+/// Where the providers are that have one address.
+const VAPI: &str = "https://api.vapi.ai";
+const RETELL: &str = "https://api.retellai.com";
 /// How many endpoints' secrets are read at once for a list.
 const READS: usize = 10;
 
@@ -41,10 +45,9 @@ pub(crate) struct Wanted {
     /// Display name.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME)))]
     name: Option<String>,
-    /// What kind of provider it is.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["generic", null])))]
-    provider: Option<String>,
-    /// Where calls are ordered. It cannot be changed.
+    /// Whose calls and events they are. It cannot be changed.
+    provider: Option<ProviderKind>,
+    /// Where calls are ordered; of Vapi and Retell it is known. It cannot be changed.
     #[cfg_attr(
         feature = "schema",
         schemars(length(min = 1, max = MAX_URL), regex(pattern = "^https?://."), extend("format" = "uri"))
@@ -57,6 +60,37 @@ pub(crate) struct Wanted {
     )]
     #[serde(default, deserialize_with = "present")]
     api_key: Option<Option<String>>,
+    /// How the provider's webhooks are signed. Without it, as that provider does.
+    signature: Option<Scheme>,
+    /// What they are signed with. Without it Ringback makes one, where the scheme leaves that to the receiver.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_KEY)))]
+    secret: Option<String>,
+    /// How Vapi carries calls.
+    vapi: Option<VapiSettings>,
+    /// How Retell carries calls.
+    retell: Option<RetellSettings>,
+}
+
+/// What a client sends to add a secret.
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(rename = "AddEndpointSecret")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct WantedSecret {
+    /// The secret. Without it Ringback makes one, where the scheme leaves that to the receiver.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_KEY)))]
+    secret: Option<String>,
+}
+
+impl Validate for WantedSecret {
+    fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        if let Some(secret) = &self.secret {
+            check::length(path, "secret", secret, 1, MAX_KEY, faults);
+        }
+    }
 }
 
 fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
@@ -67,13 +101,6 @@ impl Validate for Wanted {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
         if let Some(name) = &self.name {
             check::length(path, "name", name, 1, MAX_NAME, faults);
-        }
-        if self
-            .provider
-            .as_deref()
-            .is_some_and(|provider| provider != "generic")
-        {
-            faults.push("provider must be generic".to_owned());
         }
         if let Some(url) = &self.url {
             check::length(path, "url", url, 1, MAX_URL, faults);
@@ -87,6 +114,82 @@ impl Validate for Wanted {
                 faults.push("apiKey must be visible ASCII characters without spaces".to_owned());
             }
         }
+        if let Some(secret) = &self.secret {
+            check::length(path, "secret", secret, 1, MAX_KEY, faults);
+        }
+        if let Some(signature) = &self.signature {
+            signature.validate(&check::join(path, "signature"), faults);
+        }
+        if let Some(vapi) = &self.vapi {
+            vapi.validate(&check::join(path, "vapi"), faults);
+        }
+        if let Some(retell) = &self.retell {
+            retell.validate(&check::join(path, "retell"), faults);
+        }
+    }
+}
+
+impl Wanted {
+    /// Settings belong to their provider only.
+    fn check_settings(&self, provider: ProviderKind) -> Result<(), ApiError> {
+        for (name, given, own) in [
+            ("vapi", self.vapi.is_some(), ProviderKind::Vapi),
+            ("retell", self.retell.is_some(), ProviderKind::Retell),
+        ] {
+            if given && provider != own {
+                return Err(ApiError::bad_request(format!(
+                    "{name} is for endpoints with the provider {name} only"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a provider signs by itself, or may be told to.
+fn usual_signature(provider: ProviderKind) -> Scheme {
+    match provider {
+        ProviderKind::Generic => Scheme::StandardWebhooks,
+        ProviderKind::Vapi => Scheme::VapiSecret,
+        ProviderKind::Retell => Scheme::Retell,
+        ProviderKind::Elevenlabs => Scheme::Elevenlabs,
+        ProviderKind::Bland => Scheme::Bland,
+        ProviderKind::Twilio => Scheme::Twilio(Default::default()),
+        ProviderKind::Livekit => Scheme::Livekit(Default::default()),
+        ProviderKind::Telnyx => Scheme::Telnyx,
+    }
+}
+
+/// A secret of `scheme`: the one that the client gives, or a new one.
+fn secret_for(scheme: &Scheme, given: Option<String>) -> Result<Option<String>, ApiError> {
+    match given {
+        Some(secret) => {
+            let checked = scheme.check_secret(&secret);
+            checked.map_err(|wrong| ApiError::bad_request(format!("secret: {wrong}")))?;
+            Ok(Some(secret))
+        }
+        None => scheme
+            .generate()
+            .map(|made| made.map_err(signing::no_random))
+            .transpose(),
+    }
+}
+
+fn wants_secret() -> ApiError {
+    ApiError::bad_request(
+        "secret is required: with this signature the provider makes the secret, so look it up there and send it",
+    )
+}
+
+/// Vapi signs only with a credential that it knows; all that can be told to it with an order are headers.
+fn check_credential(scheme: &Scheme, vapi: Option<&VapiSettings>) -> Result<(), ApiError> {
+    let told = scheme.plain_header("told").is_some();
+    match vapi {
+        Some(vapi) if vapi.credential_id.is_none() && !told => Err(ApiError::bad_request(
+            "vapi.credentialId is required with this signature: create a webhook credential at Vapi with the same settings and \
+             secret, or use the scheme vapi-secret",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -113,6 +216,9 @@ fn view(ctx: &Context, endpoint: &Definition, secrets: Option<&EndpointSecrets>,
             .unwrap_or_default();
         let webhooks = Webhooks::of(&ctx.config.public_url, endpoint.id);
         object.insert("hasApiKey".to_owned(), json!(has_key));
+        if let Some(secrets) = secrets {
+            object.insert("signature".to_owned(), json!(secrets.signature));
+        }
         object.insert(
             "secrets".to_owned(),
             signing::view(signing, |secret| Some(secret.id) == new),
@@ -124,43 +230,88 @@ fn view(ctx: &Context, endpoint: &Definition, secrets: Option<&EndpointSecrets>,
 
 /// An endpoint as clients see it who did not make a secret.
 async fn shown(ctx: &Context, endpoint: Definition) -> Result<Value, ApiError> {
-    let secrets = signing::stored(ctx, endpoint.id).await?;
-    Ok(view(ctx, &endpoint, secrets.as_ref(), None))
+    let (secrets, ignored) = tokio::try_join!(signing::stored(ctx, endpoint.id), async {
+        Ok::<_, ApiError>(ctx.store.ignored_events(endpoint.id).await?)
+    })?;
+    let mut view = view(ctx, &endpoint, secrets.as_ref(), None);
+    if !ignored.is_empty() {
+        view["ignoredEvents"] = json!(ignored);
+    }
+    Ok(view)
 }
 
 /// Makes a provider known.
 pub(crate) async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Response, ApiError> {
     let wanted: Wanted = parse(body)?;
+    let provider = wanted.provider.unwrap_or_default();
+    wanted.check_settings(provider)?;
+    let usual = match provider {
+        ProviderKind::Vapi => Some(VAPI),
+        ProviderKind::Retell => Some(RETELL),
+        _ => None,
+    };
     let url = wanted
         .url
+        .or_else(|| usual.map(str::to_owned))
         .ok_or_else(|| ApiError::bad_request("url is required: where calls are ordered"))?;
+    let api_key = wanted.api_key.flatten();
+    if usual.is_some() && api_key.is_none() {
+        return Err(ApiError::bad_request(
+            "apiKey is required: the private key of your account at the provider",
+        ));
+    }
+    let (mut vapi, retell) = (wanted.vapi, wanted.retell);
+    if provider == ProviderKind::Vapi {
+        vapi.get_or_insert_default();
+    }
+    if provider == ProviderKind::Retell && retell.is_none() {
+        return Err(ApiError::bad_request(
+            "retell is required: agentId, the agent that plays the tester, and fromNumber, the number it calls from",
+        ));
+    }
+    let signature = wanted.signature.unwrap_or_else(|| usual_signature(provider));
+    check_credential(&signature, vapi.as_ref())?;
     let now = ctx.clock.now_ms();
-    let (id, secret) = (ids::new_id(now), ids::new_id(now));
-    let secrets =
-        EndpointSecrets::generate(wanted.api_key.flatten(), secret, now).map_err(signing::no_random)?;
-    let endpoint = Definition {
-        id,
-        version: 1,
-        body: json!({
-            "id": id,
-            "orgId": org,
-            "createdAt": iso(now),
-            "updatedAt": iso(now),
-            "name": wanted.name.unwrap_or_else(|| "Voice provider".to_owned()),
-            "provider": "generic",
-            "url": url,
-        }),
-    };
+    let (id, secret_id) = (ids::new_id(now), ids::new_id(now));
+    let given = wanted.secret.is_some();
+    let secret = secret_for(&signature, wanted.secret)?;
+    let signing = secret.map(|secret| SigningSecret {
+        id: secret_id,
+        created_at: now,
+        secret,
+    });
+    let secrets = EndpointSecrets::new(api_key, signature, signing).map_err(signing::no_random)?;
+    if secrets.accepted().is_empty() {
+        return Err(wants_secret());
+    }
+    let mut body = json!({
+        "id": id,
+        "orgId": org,
+        "createdAt": iso(now),
+        "updatedAt": iso(now),
+        "name": wanted.name.unwrap_or_else(|| "Voice provider".to_owned()),
+        "provider": provider,
+        "url": url,
+    });
+    if let Some(vapi) = vapi {
+        body["vapi"] = json!(vapi);
+    }
+    if let Some(retell) = retell {
+        body["retell"] = json!(retell);
+    }
+    let endpoint = Definition { id, version: 1, body };
     // What nothing names comes first, so that an endpoint that can be seen is whole.
     ctx.secrets
         .put_endpoint(id, &secrets)
         .await
         .map_err(|error| signing::unavailable(&error))?;
-    ctx.store.put_endpoint(id, org).await?;
+    ctx.store.put_endpoint(id, org, provider).await?;
     ctx.store
         .create_definition(org, Kind::Endpoint, id, endpoint.body.clone(), &[])
         .await?;
-    Response::created(view(ctx, &endpoint, Some(&secrets), Some(secret)))
+    // Who gave the secret has it.
+    let made = (!given).then_some(secret_id);
+    Response::created(view(ctx, &endpoint, Some(&secrets), made))
 }
 
 /// Reads an endpoint.
@@ -206,31 +357,84 @@ async fn rewrite(
     Ok(changed)
 }
 
-/// Changes name or key of an endpoint.
+/// Changes name, key, settings or signature of an endpoint.
 pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> Result<Response, ApiError> {
     let read = found(ctx, org, Kind::Endpoint, id).await?;
     let wanted: Wanted = parse(body)?;
+    let is = |field: &str, value: &Value| read.body.get(field) == Some(value);
+    let provider = read.body.get("provider").cloned().unwrap_or_default();
+    if wanted.provider.is_some_and(|other| json!(other) != provider) {
+        return Err(ApiError::bad_request(
+            "provider cannot be changed; create another endpoint",
+        ));
+    }
+    wanted.check_settings(serde_json::from_value(provider).unwrap_or_default())?;
     let mut fields = Vec::new();
     if let Some(name) = wanted.name {
         fields.push(("name", json!(name)));
     }
-    if wanted
-        .url
-        .is_some_and(|url| read.body.get("url").and_then(Value::as_str) != Some(&url))
-    {
+    if wanted.url.is_some_and(|url| !is("url", &json!(url))) {
         return Err(ApiError::bad_request(
             "url cannot be changed, because calls that are up can be ended there only; create another endpoint",
         ));
     }
-    let Some(key) = wanted.api_key else {
+    let present = read.body.get("vapi").cloned();
+    let present: Option<VapiSettings> = present.and_then(|vapi| serde_json::from_value(vapi).ok());
+    if let (Some(vapi), Some(present)) = (&wanted.vapi, &present)
+        && vapi.calls != present.calls
+    {
+        return Err(ApiError::bad_request(
+            "vapi.calls cannot be changed, because calls that are up are looked up in their own way; create another endpoint",
+        ));
+    }
+    if let Some(vapi) = &wanted.vapi {
+        fields.push(("vapi", json!(vapi)));
+    }
+    if let Some(retell) = wanted.retell {
+        fields.push(("retell", json!(retell)));
+    }
+    let vapi = wanted.vapi.or(present);
+    if wanted.api_key.is_none() && wanted.signature.is_none() && wanted.secret.is_none() {
+        if let Some(secrets) = signing::stored::<EndpointSecrets>(ctx, read.id).await? {
+            check_credential(&secrets.signature, vapi.as_ref())?;
+        }
         let changed = rewrite(ctx, org, &read, &fields).await?;
         return Response::ok(shown(ctx, changed).await?);
-    };
+    }
     let mut change = begin(ctx, &read).await?;
-    change.secrets.api_key = key;
+    if let Some(key) = wanted.api_key {
+        if key.is_none() && vapi.is_some() {
+            return Err(ApiError::bad_request(
+                "apiKey cannot be taken away from an endpoint for Vapi",
+            ));
+        }
+        change.secrets.api_key = key;
+    }
+    if wanted.signature.is_none() && wanted.secret.is_some() {
+        return Err(ApiError::bad_request(
+            "secret goes with a new signature; to add one for the present signature use POST /endpoint/{id}/secret",
+        ));
+    }
+    let mut made = None;
+    if let Some(signature) = wanted.signature {
+        let given = wanted.secret.is_some();
+        if given || !change.secrets.fit(&signature) {
+            // Secrets of another scheme count no longer.
+            change.secrets.signing.clear();
+            if let Some(secret) = secret_for(&signature, wanted.secret)? {
+                let id = change.add(ctx, secret)?;
+                made = (!given).then_some(id);
+            }
+        }
+        change.secrets.signature = signature;
+    }
+    if change.secrets.accepted().is_empty() {
+        return Err(wants_secret());
+    }
+    check_credential(&change.secrets.signature, vapi.as_ref())?;
     let changed = rewrite(ctx, org, &read, &fields).await?;
     let kept = change.finish(ctx).await?;
-    Response::ok(view(ctx, &changed, Some(&kept), None))
+    Response::ok(view(ctx, &changed, Some(&kept), made))
 }
 
 /// Deletes an endpoint with its secrets.
@@ -246,14 +450,22 @@ pub(crate) async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
     Response::ok(view(ctx, &read, kept.as_ref(), None))
 }
 
-/// Adds a secret, which the answer shows.
-pub(crate) async fn add_secret(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
+/// Adds a secret; the answer shows it if it was made here.
+pub(crate) async fn add_secret(
+    ctx: &Context,
+    org: Uuid,
+    id: &str,
+    body: Value,
+) -> Result<Response, ApiError> {
     let read = found(ctx, org, Kind::Endpoint, id).await?;
+    let wanted: WantedSecret = parse(body)?;
     let mut change = begin(ctx, &read).await?;
-    let made = change.add(ctx)?;
+    let given = wanted.secret.is_some();
+    let secret = secret_for(&change.secrets.signature, wanted.secret)?.ok_or_else(wants_secret)?;
+    let made = change.add(ctx, secret)?;
     let changed = rewrite(ctx, org, &read, &[]).await?;
     let kept = change.finish(ctx).await?;
-    Response::created(view(ctx, &changed, Some(&kept), Some(made)))
+    Response::created(view(ctx, &changed, Some(&kept), (!given).then_some(made)))
 }
 
 /// Deletes a secret.

@@ -1,6 +1,6 @@
 //! The secrets that an organization's outgoing hooks are signed with. Their receivers need them, so they are shown.
 
-use ringback_shared::{context::Context, secrets::OrgHooks};
+use ringback_shared::{context::Context, secrets::OrgHooks, webhook::Secret};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -35,7 +35,8 @@ pub(crate) async fn add(ctx: &Context, org: Uuid) -> Result<Response, ApiError> 
     let Some(mut change) = Change::<OrgHooks>::begin(ctx, org).await? else {
         return Response::created(view(&first(ctx, org).await?));
     };
-    change.add(ctx)?;
+    let secret = Secret::generate().map_err(signing::no_random)?;
+    change.add(ctx, secret.to_text())?;
     Response::created(view(&change.finish(ctx).await?))
 }
 

@@ -286,6 +286,11 @@ impl ApiError {
         Self::new(status, format!("Cannot {} {}", request.method, request.path))
     }
 
+    /// Whether it says that something is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == 404
+    }
+
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, message)
     }

@@ -339,6 +339,9 @@ async fn view(
             extra.insert("endedReason".to_owned(), json!(ended.reason));
             extra.insert("endedAt".to_owned(), json!(iso(ended.at)));
         }
+        if let Some(detail) = record.detail {
+            extra.insert("providerDetail".to_owned(), detail);
+        }
         if !outputs.is_empty() {
             extra.insert("structuredOutputs".to_owned(), Value::Object(outputs));
         }

@@ -19,6 +19,7 @@ mod reruns;
 mod runs;
 mod signing;
 mod trials;
+mod ways;
 mod writers;
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
@@ -122,7 +123,7 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::ReadEndpoint => endpoints::read(ctx, org, id).await,
         Action::UpdateEndpoint => endpoints::update(ctx, org, id, request.json()?).await,
         Action::DeleteEndpoint => endpoints::delete(ctx, org, id).await,
-        Action::AddEndpointSecret => endpoints::add_secret(ctx, org, id).await,
+        Action::AddEndpointSecret => endpoints::add_secret(ctx, org, id, request.optional_json()?).await,
         Action::DeleteEndpointSecret => endpoints::remove_secret(ctx, org, id, inner).await,
         Action::ReadHookSecrets => hook_secrets::read(ctx, org).await,
         Action::AddHookSecret => hook_secrets::add(ctx, org).await,

@@ -29,6 +29,7 @@ use crate::{
     definitions::Named,
     http::{ApiError, Request, Response},
     idempotency, runs,
+    ways::Way,
 };
 
 /// The most items that a run may have that comes from another one: each names where it comes from.
@@ -83,28 +84,28 @@ pub(crate) async fn rerun(
         }
     };
     // A stored target as it is now: that it was changed is why one plays again.
-    let (snapshot, target_id) = runs::resolve_target(ctx, org, &target).await?;
     let transport = match wanted.transport {
         Some(transport) => transport,
-        None => transport(&origin)?,
+        None => transport(ctx, &origin).await?,
     };
-    let (provider, endpoint) = runs::resolve_transport(ctx, org, Some(&transport)).await?;
+    let way = Way::to(ctx, org, &target, Some(&transport)).await?;
     let material = Material::read(ctx, &origin, manifest, &picked, OriginKind::Rerun).await?;
+    way.check(&material.snapshots)?;
     let new = NewRun {
         id: ids::new_id(now),
         org,
         kind: RunKind::Simulation,
         iterations: 1,
-        transport: provider.as_str().to_owned(),
-        endpoint,
+        transport: way.provider.as_str().to_owned(),
+        endpoint: way.endpoint,
         cap,
         target_type: target.target_type().as_str().to_owned(),
-        target_id,
+        target_id: way.target_id,
         manifest: Manifest {
             target: json!(target),
             ..material.manifest
         },
-        target: snapshot,
+        target: way.target,
         snapshots: material.snapshots,
         origin: Some(material.origin),
         idempotency,
@@ -172,13 +173,15 @@ fn must_have_ended(origin: &RunHead, verb: &str) -> Result<(), ApiError> {
 }
 
 /// How a run reached its target, as a request says it.
-fn transport(origin: &RunHead) -> Result<Transport, ApiError> {
+async fn transport(ctx: &Context, origin: &RunHead) -> Result<Transport, ApiError> {
     let provider =
         serde_json::from_value(json!(origin.transport)).map_err(|error| ApiError::internal(&error))?;
     let endpoint = origin.endpoint.map(|id| ("endpointId".to_owned(), json!(id)));
+    let number = ctx.store.target(origin.id).await?.get("number").cloned();
+    let number = number.map(|number| ("targetNumber".to_owned(), number));
     Ok(Transport {
         provider,
-        extra: endpoint.into_iter().collect(),
+        extra: endpoint.into_iter().chain(number).collect(),
     })
 }
 

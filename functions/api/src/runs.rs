@@ -17,14 +17,13 @@ use ringback_shared::{
             CreateSimulationRun, CreateSimulationRunResponse, RunStatus, SimulationEntry, SimulationRun,
             SimulationRunEntry, SimulationRunItemCounts, SimulationRunListItem, SimulationRunListSource,
             SimulationRunListSummary, SimulationRunSourceType, SimulationRunTarget, Transport,
-            TransportProvider,
         },
         trials,
     },
     progress,
     store::{
-        Created, Kind, ListQuery, Manifest, NewRun, RunHead, RunKey, RunKind, RunOrigin, RunState,
-        SimulationRef, Snapshot,
+        Created, Kind, Manifest, NewRun, RunHead, RunKey, RunKind, RunOrigin, RunState, SimulationRef,
+        Snapshot,
     },
 };
 use serde_json::{Map, Value, json};
@@ -38,6 +37,7 @@ use crate::{
     idempotency,
     lists::ListRequest,
     orgs,
+    ways::Way,
 };
 
 /// The most items that one run may have.
@@ -68,11 +68,11 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         return Ok(answer);
     }
     let id = ids::new_id(now);
-    let (target, target_id) = resolve_target(ctx, org, &wanted.target).await?;
-    let (provider, endpoint) = resolve_transport(ctx, org, wanted.transport.as_ref()).await?;
+    let way = Way::to(ctx, org, &wanted.target, wanted.transport.as_ref()).await?;
     let suites = load_suites(ctx, org, &mut wanted.simulations).await?;
     let most = MAX_ITEMS / iterations as usize;
     let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, &suites, most, now).await?;
+    way.check(&snapshots)?;
     let manifest = Manifest {
         simulations: json!(wanted.simulations),
         target: json!(wanted.target),
@@ -83,13 +83,13 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         org,
         kind: RunKind::Simulation,
         iterations,
-        transport: provider.as_str().to_owned(),
-        endpoint,
+        transport: way.provider.as_str().to_owned(),
+        endpoint: way.endpoint,
         cap,
         target_type: wanted.target.target_type().to_string(),
-        target_id,
+        target_id: way.target_id,
         manifest,
-        target,
+        target: way.target,
         snapshots,
         origin: None,
         idempotency,
@@ -197,59 +197,6 @@ pub(crate) fn cap(limit: Option<i64>) -> Result<Option<u32>, ApiError> {
                 .ok_or_else(|| ApiError::bad_request("concurrencyLimit must be a whole number from 1 on"))
         })
         .transpose()
-}
-
-/// How a run's tester reaches the target, and through which endpoint if it calls. What does not say is voice, unless there is no
-/// provider to call through.
-pub(crate) async fn resolve_transport(
-    ctx: &Context,
-    org: Uuid,
-    transport: Option<&Transport>,
-) -> Result<(TransportProvider, Option<Uuid>), ApiError> {
-    let Some(transport) = transport else {
-        return Ok(match oldest_endpoint(ctx, org).await? {
-            Some(endpoint) => (TransportProvider::Websocket, Some(endpoint)),
-            None => (TransportProvider::Webchat, None),
-        });
-    };
-    let provider = transport.provider;
-    if provider != TransportProvider::Websocket {
-        return Ok((provider, None));
-    }
-    let named = Some(transport)
-        .and_then(|transport| transport.extra.get("endpointId"))
-        .filter(|named| !named.is_null())
-        .map(|named| {
-            named
-                .as_str()
-                .ok_or_else(|| ApiError::bad_request("transport.endpointId must be an id"))
-        })
-        .transpose()?;
-    Ok((provider, Some(endpoint_for(ctx, org, named).await?)))
-}
-
-/// The endpoint that carries a run's calls: the one that its transport names, or the org's first.
-async fn endpoint_for(ctx: &Context, org: Uuid, named: Option<&str>) -> Result<Uuid, ApiError> {
-    if let Some(id) = named {
-        return Ok(definitions::found(ctx, org, Kind::Endpoint, id).await?.id);
-    }
-    oldest_endpoint(ctx, org).await?.ok_or_else(|| {
-        ApiError::bad_request(
-            "transport.provider vapi.websocket needs a voice provider and there is none; create one with POST \
-             /endpoint, or use vapi.webchat",
-        )
-    })
-}
-
-async fn oldest_endpoint(ctx: &Context, org: Uuid) -> Result<Option<Uuid>, ApiError> {
-    let oldest = ListQuery {
-        ids: Uuid::nil()..=Uuid::max(),
-        newest_first: false,
-        after: None,
-        limit: 1,
-    };
-    let listed = ctx.store.list_definitions(org, Kind::Endpoint, &oldest).await?;
-    Ok(listed.entries.first().map(|endpoint| endpoint.id))
 }
 
 /// The answer to the request that created a run: the same whenever it is asked for.

@@ -76,8 +76,8 @@ impl<S: SecretSet> Change<S> {
         Ok(Some(Self { owner, read, secrets }))
     }
 
-    /// Adds a new secret to sign with; gives its id.
-    pub(crate) fn add(&mut self, ctx: &Context) -> Result<Uuid, ApiError> {
+    /// Adds a secret to sign with; gives its id.
+    pub(crate) fn add(&mut self, ctx: &Context, secret: String) -> Result<Uuid, ApiError> {
         let signing = self.secrets.signing();
         if signing.len() >= MAX_SIGNING_SECRETS {
             return Err(ApiError::bad_request(format!(
@@ -87,7 +87,11 @@ impl<S: SecretSet> Change<S> {
         }
         let now = ctx.clock.now_ms();
         let id = ids::new_id(now);
-        signing.push(SigningSecret::generate(id, now).map_err(no_random)?);
+        signing.push(SigningSecret {
+            id,
+            created_at: now,
+            secret,
+        });
         Ok(id)
     }
 

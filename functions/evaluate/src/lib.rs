@@ -1,7 +1,7 @@
 //! Judges a finished conversation: extracts what the scenario's evaluations ask for, compares, and writes the verdict and
 //! the results in one transaction.
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
 use futures_util::FutureExt;
@@ -12,16 +12,23 @@ use ringback_shared::{
     context::{BoxError, Context},
     costs::{self, Extracted, Judged, ModelCosts, ModelUse},
     evaluation::{self, Evaluation, Extractions, Facts, Group, Plan, Transport, Verdict},
-    lifecycle::{Failure, Fault, Item},
+    ids,
+    lifecycle::{Failure, Fault, Item, Source},
+    line::Line,
     llm::{ChatRequest, ModelError, Purpose},
     models::{evaluation::LatencyExpectation, simulation::CreateScenario},
     progress,
+    provider::{Event, More},
     queue::Message,
-    store::{StoreError, TransitionError},
+    store::{ItemDetail, ItemKey, NewEvent, StoreError, TransitionError},
+    webhook::Correlation,
 };
 
 /// How much longer than one model call a worker's claim holds, in milliseconds.
 const LEASE_MARGIN_MS: i64 = 15_000;
+/// How long is waited for what a provider does not know yet of a call that is over, and how long between two questions.
+const MORE_WITHIN: Duration = Duration::from_secs(30);
+const MORE_PAUSE: Duration = Duration::from_secs(2);
 
 /// Handles one batch of messages; see [`batch::process`].
 ///
@@ -166,6 +173,73 @@ impl Bill {
     }
 }
 
+/// The item's conversation with what its provider says of it only when it is asked. Where that is not known yet, it is waited for for
+/// a moment; what cannot be learned is left out.
+async fn whole(
+    ctx: &Context,
+    item: &mut Item,
+    owner: &str,
+    lease_ms: i64,
+    detail: &ItemDetail,
+) -> Result<CallRecord, Stop> {
+    let record = CallRecord::of(item, detail)?;
+    let (Some(call), Some(call_id)) = (&item.call, item.call_id().map(str::to_owned)) else {
+        return Ok(record);
+    };
+    let Ok(line) = Line::of(ctx, item.org, call.endpoint).await? else {
+        return Ok(record);
+    };
+    let correlation = Correlation {
+        run: item.run,
+        index: item.index,
+    };
+    let token = correlation.to_token(line.correlation_key());
+    let since = call.intended_at.unwrap_or(item.updated_at);
+    let wordless = line.kind.is_wordless();
+    let deadline = Deadline::after(MORE_WITHIN);
+    loop {
+        let more = line
+            .provider()
+            .more(&ctx.outbound, &call_id, &token, since, &record, wordless)
+            .await;
+        match more {
+            Ok(More::Nothing) => return Ok(record),
+            Ok(More::Report(report)) => {
+                let now = ctx.clock.now_ms();
+                let Ok(facts) = report.facts(Source::LookUp, Event::Ended, now) else {
+                    return Ok(record);
+                };
+                let body =
+                    serde_json::to_string(&report).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+                let event = NewEvent {
+                    event: Event::Ended,
+                    source: Source::LookUp,
+                    digest: ids::sha256_hex(body.as_bytes()),
+                    facts,
+                    body,
+                };
+                ctx.store.keep_event(ItemKey::of(item), &event).await?;
+                let detail = ctx.store.item_detail(item.id()).await?;
+                return Ok(CallRecord::of(item, &detail)?);
+            }
+            Ok(More::Later) => {}
+            Err(error) => {
+                tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+            }
+        }
+        if deadline.left() <= MORE_PAUSE {
+            tracing::warn!(run = %item.run, index = item.index, "judged by what was reported of the call");
+            return Ok(record);
+        }
+        tokio::time::sleep(MORE_PAUSE).await;
+        let now = ctx.clock.now_ms();
+        *item = ctx
+            .store
+            .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
+            .await?;
+    }
+}
+
 /// Brings the conversation and the evaluations together and asks for what only a model can extract. What that took and what the
 /// conversation took is in `bill`, whatever comes of it.
 async fn judge(
@@ -198,7 +272,10 @@ async fn judge(
             transient: false,
         });
     }
-    let record = CallRecord::of(&held, &detail)?;
+    let record = match briefing.origin.and_then(|origin| origin.conversation) {
+        Some(_) => CallRecord::of(&held, &detail)?,
+        None => whole(ctx, item, owner, lease_ms, &detail).await?,
+    };
     let (messages, transcript) = (record.messages, record.transcript);
     let facts = Facts {
         messages: &messages,

@@ -7,19 +7,23 @@ use ringback_shared::{
     batch::Outcome,
     context::Context,
     ids,
+    lifecycle::MAX_ATTEMPTS,
     lifecycle::{Facts, Failure, Fault, Item, Owed, Source},
-    provider::{self, Event, Found, Order, Provider, ProviderError, Webhooks},
-    secrets::EndpointSecrets,
-    store::{ItemKey, Kind, NewEvent, StoreError, TransitionError},
+    line::Line,
+    provider::{self, Dialect, Event, Found, Order, ProviderError, Webhooks},
+    store::{ItemKey, NewEvent, StoreError, TransitionError},
     webhook::Correlation,
 };
 use serde_json::json;
-use uuid::Uuid;
 
 /// How long a claim holds, in milliseconds: two requests to the provider, and time to write.
 const LEASE_MS: i64 = 60_000;
 /// What a call's end is called that was learned by asking for it.
 const HUNG_UP: &str = "hang-up";
+
+/// What is said of an order without an answer that never turned up.
+const UNKNOWN_ORDER: &str =
+    "the voice provider did not answer the order and does not know of a call; it was not ordered twice";
 
 /// What the worker was sent for.
 #[derive(Debug, Clone, Copy)]
@@ -74,21 +78,19 @@ pub(crate) async fn work(ctx: &Context, item: Item) -> Outcome {
     }
 }
 
-/// Who carries the item's call, with what only this process may know.
-struct Line {
-    endpoint: Uuid,
-    url: String,
-    secrets: EndpointSecrets,
-    token: String,
+/// What names the item to the provider.
+fn token(item: &Item, line: &Line) -> String {
+    let correlation = Correlation {
+        run: item.run,
+        index: item.index,
+    };
+    correlation.to_token(line.correlation_key())
 }
 
-impl Line {
-    fn provider(&self) -> Provider<'_> {
-        Provider {
-            url: &self.url,
-            api_key: self.secrets.api_key.as_deref(),
-        }
-    }
+/// When its call was ordered at the earliest, in milliseconds since the Unix epoch.
+fn since(item: &Item) -> i64 {
+    let intended = item.call.as_ref().and_then(|call| call.intended_at);
+    intended.unwrap_or(item.updated_at)
 }
 
 struct Worker<'a> {
@@ -133,56 +135,34 @@ impl Worker<'_> {
 
     /// The endpoint that the run was created with.
     async fn line(&self, item: &Item) -> Result<Result<Line, Failure>, StoreError> {
-        let gone = |what: &str| {
+        let gone = |what: &dyn std::fmt::Display| {
             let reason = format!("the voice provider's endpoint {what}; create one and run again");
-            Ok(Err(Failure::new(&reason, Some(Fault::Ringback))))
+            Failure::new(&reason, Some(Fault::Ringback))
         };
         let Some(endpoint) = item.call.as_ref().map(|call| call.endpoint) else {
-            return gone("is not named by its run");
+            return Ok(Err(gone(&"is not named by its run")));
         };
-        let stored = self
-            .ctx
-            .store
-            .definition(item.org, Kind::Endpoint, endpoint)
-            .await?;
-        let Some(url) = stored
-            .as_ref()
-            .and_then(|stored| stored.body.get("url")?.as_str())
-        else {
-            return gone("was deleted");
-        };
-        let secrets = self
-            .ctx
-            .secrets
-            // A key that was changed a moment ago must not fail items for good.
-            .endpoint_anew(endpoint)
-            .await
-            .map_err(|error| StoreError::Throttled(error.to_string()))?;
-        let Some((secrets, key)) = secrets.and_then(|secrets| {
-            let key = secrets.correlation_key()?;
-            Some((secrets, key))
-        }) else {
-            return gone("has no secrets");
-        };
-        let correlation = Correlation {
-            run: item.run,
-            index: item.index,
-        };
-        Ok(Ok(Line {
-            endpoint,
-            url: url.to_owned(),
-            secrets,
-            token: correlation.to_token(&key),
-        }))
+        let line = Line::of(self.ctx, item.org, endpoint).await?;
+        Ok(line.map_err(|why| gone(&why)))
     }
 
     async fn start(&self, item: Item, step: Step, line: &Line) -> Result<(), TransitionError> {
         let provider = line.provider();
+        let (token, since) = (token(&item, line), since(&item));
+        let may_repeat = provider.may_repeat(since, self.ctx.clock.now_ms());
         if step.again {
             // An intent without an answer: whether there is a call, only the provider knows.
-            match provider.look_up(&self.ctx.outbound, None, &line.token).await {
+            match provider.look_up(&self.ctx.outbound, None, &token, since).await {
                 Ok(Some(found)) => return self.learned(item, &found).await,
-                Ok(None) => {}
+                Ok(None) if may_repeat => {}
+                Ok(None) => {
+                    let failure = Failure::new(UNKNOWN_ORDER, Some(Fault::Provider));
+                    return self.uncertain(item, step, &failure).await;
+                }
+                Err(error) if error.is_transient() && !may_repeat => {
+                    let failure = Failure::new(&error.to_string(), Some(Fault::Provider));
+                    return self.uncertain(item, step, &failure).await;
+                }
                 Err(error) => return self.failed(item, step, &error).await,
             }
         }
@@ -210,26 +190,48 @@ impl Worker<'_> {
                 Ok(())
             }
             // Of a first order it is known now that nothing was placed; of a repeated one only the provider knows.
-            Err(error @ (ProviderError::Refused { .. } | ProviderError::Url(_))) if !step.again => {
+            Err(error) if !step.again && !matches!(error, ProviderError::Unanswered(_)) => {
                 tracing::warn!(run = %item.run, index = item.index, %error, "a call was not placed");
-                let failure = Failure::new(&error.to_string(), Some(Fault::Provider));
+                let failure = Failure::new(&error.to_string(), Some(error.fault()));
                 let now = self.ctx.clock.now_ms();
                 self.ctx
                     .store
-                    .transition(item, |item| item.refused(&self.owner, &failure, now))
+                    .transition(item, |item| match error.is_busy() {
+                        Some(rest_ms) => item.turned_away(&self.owner, &failure, rest_ms, now),
+                        None => item.refused(&self.owner, &failure, now),
+                    })
                     .await?;
                 Ok(())
+            }
+            Err(error) if error.is_transient() && !may_repeat => {
+                let failure = Failure::new(&error.to_string(), Some(Fault::Provider));
+                self.uncertain(item, step, &failure).await
             }
             Err(error) => self.failed(item, step, &error).await,
         }
     }
 
+    /// Nobody knows whether the call was placed, and it must not be placed again: it is looked for soon, and then until it must be
+    /// over.
+    async fn uncertain(&self, item: Item, step: Step, failure: &Failure) -> Result<(), TransitionError> {
+        if item.attempts + 1 < MAX_ATTEMPTS {
+            return self.broke_off(item, step, failure, true).await;
+        }
+        self.heard(item, Facts::default()).await
+    }
+
     async fn order(&self, item: &Item, line: &Line) -> Result<Order, StoreError> {
         let briefing = self.ctx.briefing(item.run, item.simulation).await?;
+        let token = token(item, line);
+        let mut webhooks = Webhooks::of(&self.ctx.config.public_url, line.endpoint);
+        if *line.dialect() != Dialect::Generic {
+            // Who speaks another contract does not repeat the value, but sends its events where it is told to.
+            webhooks = webhooks.about(&token);
+        }
         Ok(provider::order(
             item,
-            line.token.clone(),
-            Webhooks::of(&self.ctx.config.public_url, line.endpoint),
+            token,
+            webhooks,
             u32::try_from(self.ctx.config.max_call.as_secs()).unwrap_or(u32::MAX),
             &briefing.snapshot,
             &briefing.target,
@@ -239,7 +241,12 @@ impl Worker<'_> {
     async fn look_up(&self, item: Item, step: Step, line: &Line) -> Result<(), TransitionError> {
         let found = line
             .provider()
-            .look_up(&self.ctx.outbound, item.call_id(), &line.token)
+            .look_up(
+                &self.ctx.outbound,
+                item.call_id(),
+                &token(&item, line),
+                since(&item),
+            )
             .await;
         let now = self.ctx.clock.now_ms();
         let overdue = item.call.as_ref().is_some_and(|call| call.is_overdue(now));
@@ -252,10 +259,11 @@ impl Worker<'_> {
                 self.learned(item, &found).await
             }
             _ if overdue => {
-                let failure = Failure::new(
-                    "the voice provider did not report the call's end in time",
-                    Some(Fault::Provider),
-                );
+                let reason = match item.call_id() {
+                    Some(_) => "the voice provider did not report the call's end in time",
+                    None => UNKNOWN_ORDER,
+                };
+                let failure = Failure::new(reason, Some(Fault::Provider));
                 self.broke_off(item, step, &failure, false).await
             }
             Ok(_) => self.heard(item, Facts::default()).await,
@@ -272,7 +280,12 @@ impl Worker<'_> {
         // Canceled before its answer came, or asked to end before: whether it is up, the provider knows.
         if call_id.is_none() || item.attempts > 0 {
             match provider
-                .look_up(&self.ctx.outbound, call_id.as_deref(), &line.token)
+                .look_up(
+                    &self.ctx.outbound,
+                    call_id.as_deref(),
+                    &token(&item, line),
+                    since(&item),
+                )
                 .await
             {
                 Ok(Some(found)) if found.is_over() => return self.learned(item, &found).await,
@@ -351,7 +364,7 @@ impl Worker<'_> {
     }
 
     async fn failed(&self, item: Item, step: Step, error: &ProviderError) -> Result<(), TransitionError> {
-        let failure = Failure::new(&error.to_string(), Some(Fault::Provider));
+        let failure = Failure::new(&error.to_string(), Some(error.fault()));
         self.broke_off(item, step, &failure, error.is_transient()).await
     }
 

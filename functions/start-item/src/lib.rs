@@ -19,8 +19,11 @@ use ringback_shared::{
     conversation::{Conversation, Next, Reply},
     costs::{ModelCosts, ModelUse},
     lifecycle::{Cause, Failure, Fault, Item},
-    llm::{ChatReply, ChatRequest, ModelError, Purpose, ToolCall},
+    line::Line,
+    llm::{ChatReply, ChatRequest, Json, ModelError, Purpose, ToolCall},
+    models::Object,
     progress,
+    provider::{ChatTurn, Remote},
     queue::Message,
     store::{ItemKey, RunKind, StoreError, TransitionError},
     tool,
@@ -194,7 +197,7 @@ impl Worker<'_> {
             let now = self.ctx.clock.now_ms();
             let reply = match talk.next(now) {
                 Next::End(reason) => return Ok(Slice::Over(reason.to_string())),
-                Next::Say { .. } | Next::Call { .. } if self.slice_is_over(deadline) => {
+                Next::Say { .. } | Next::Call { .. } | Next::Ask { .. } if self.slice_is_over(deadline) => {
                     return Ok(Slice::Unfinished);
                 }
                 Next::Say { speaker, text } => talk.say(speaker, text, now),
@@ -212,6 +215,14 @@ impl Worker<'_> {
                         }
                     }
                     reply
+                }
+                Next::Ask {
+                    remote,
+                    previous,
+                    input,
+                } => {
+                    let turn = self.ask_remote(&remote, previous.as_deref(), &input).await?;
+                    talk.accept_turn(turn, now, self.ctx.clock.now_ms())
                 }
             };
             self.keep(reply.n, &reply, ModelUse::of_reply(&reply)).await?;
@@ -279,6 +290,35 @@ impl Worker<'_> {
         answer
             .map(|reply| prices.charge(&request.model, reply))
             .map_err(failed)
+    }
+
+    /// Asks whoever holds the target's side for its next turn.
+    async fn ask_remote(
+        &mut self,
+        remote: &(Remote, Object),
+        previous: Option<&str>,
+        input: &[Json],
+    ) -> Result<ChatTurn, Stop> {
+        let (remote, variables) = remote;
+        let line = Line::of(self.ctx, self.item.org, remote.endpoint).await?;
+        let line = line.map_err(|why| Stop::Failed {
+            failure: Failure::new(
+                &format!("the endpoint {why} through which the assistant was to be chatted with; create one and run again"),
+                Some(Fault::Ringback),
+            ),
+            transient: false,
+        })?;
+        let (outbound, within) = (self.ctx.outbound.clone(), self.ctx.config.models.timeout);
+        let provider = line.provider();
+        let turn = provider.chat(&outbound, remote, variables, previous, input, within);
+        let turn = self.hold(turn).await?;
+        turn.map_err(|error| Stop::Failed {
+            failure: Failure::new(
+                &format!("the chat with the target broke off: {error}"),
+                Some(error.fault()),
+            ),
+            transient: error.is_transient(),
+        })
     }
 
     /// Runs a tool of the target for real, within what is left of the invocation.

@@ -3,7 +3,7 @@
 use std::{fmt, io, net::IpAddr, path::Path, time::Duration};
 
 use reqwest::{Client, Method, Url, redirect::Policy};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 /// Where `ringback serve` listens unless it is told otherwise.
@@ -15,21 +15,14 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What to do.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Make a provider known.
-    Create {
-        /// Where calls are ordered.
-        url: String,
-        /// What it is called.
-        name: Option<String>,
-        /// The key for requests to it.
-        provider_key: Option<String>,
-    },
+    /// Make a provider known, of which this is said.
+    Create(Map<String, Value>),
     /// Show the endpoints.
     List,
     /// Delete an endpoint.
     Delete(Uuid),
-    /// Add a secret that an endpoint's webhooks may be signed with.
-    AddSecret(Uuid),
+    /// Add a secret that an endpoint's webhooks may be signed with: this one, or a new one.
+    AddSecret(Uuid, Option<String>),
     /// Delete one of an endpoint's secrets.
     DeleteSecret(Uuid, Uuid),
 }
@@ -38,10 +31,10 @@ impl fmt::Debug for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Neither the key nor the URL, into which one may be put.
         let name = match self {
-            Self::Create { .. } => "Create",
+            Self::Create(_) => "Create",
             Self::List => "List",
             Self::Delete(_) => "Delete",
-            Self::AddSecret(_) => "AddSecret",
+            Self::AddSecret(..) => "AddSecret",
             Self::DeleteSecret(..) => "DeleteSecret",
         };
         f.debug_struct(name).finish_non_exhaustive()
@@ -118,23 +111,14 @@ struct Ask {
 impl Action {
     fn ask(self) -> Ask {
         let (method, rest, body) = match self {
-            Self::Create {
-                url,
-                name,
-                provider_key,
-            } => {
-                let mut body = json!({ "url": url });
-                if let Some(name) = name {
-                    body["name"] = json!(name);
-                }
-                if let Some(key) = provider_key {
-                    body["apiKey"] = json!(key);
-                }
-                (Method::POST, vec![], Some(body))
-            }
+            Self::Create(body) => (Method::POST, vec![], Some(Value::Object(body))),
             Self::List => (Method::GET, vec![], None),
             Self::Delete(id) => (Method::DELETE, vec![id.to_string()], None),
-            Self::AddSecret(id) => (Method::POST, vec![id.to_string(), "secret".to_owned()], None),
+            Self::AddSecret(id, secret) => (
+                Method::POST,
+                vec![id.to_string(), "secret".to_owned()],
+                secret.map(|secret| json!({ "secret": secret })),
+            ),
             Self::DeleteSecret(id, secret) => (
                 Method::DELETE,
                 vec![id.to_string(), "secret".to_owned(), secret.to_string()],
@@ -258,36 +242,29 @@ mod tests {
     #[test]
     fn every_action_is_a_request_of_the_api() {
         let (a, b) = (Uuid::from_u128(10), Uuid::from_u128(11));
-        let create = |name: Option<&str>, key: Option<&str>| Action::Create {
-            url: "https://calls.example.com/v1".to_owned(),
-            name: name.map(str::to_owned),
-            provider_key: key.map(str::to_owned),
-        };
-        let url = "https://calls.example.com/v1";
+        let body = json!({ "url": "https://calls.example.com/v1", "name": "Bridge", "apiKey": "the-key" });
+        let create = || Action::Create(body.as_object().cloned().unwrap());
         let path = "/endpoint".to_owned();
-        assert_eq!(
-            asked(create(None, None)),
-            (Method::POST, path.clone(), Some(json!({ "url": url })))
-        );
-        let body = json!({ "url": url, "name": "Bridge", "apiKey": "k" });
-        assert_eq!(
-            asked(create(Some("Bridge"), Some("k"))),
-            (Method::POST, path.clone(), Some(body))
-        );
+        assert_eq!(asked(create()), (Method::POST, path.clone(), Some(body.clone())));
         assert_eq!(asked(Action::List), (Method::GET, path, None));
         assert_eq!(
             asked(Action::Delete(a)),
             (Method::DELETE, format!("/endpoint/{a}"), None)
         );
         assert_eq!(
-            asked(Action::AddSecret(a)),
+            asked(Action::AddSecret(a, None)),
             (Method::POST, format!("/endpoint/{a}/secret"), None)
+        );
+        let secret = json!({ "secret": "s" });
+        assert_eq!(
+            asked(Action::AddSecret(a, Some("s".to_owned()))),
+            (Method::POST, format!("/endpoint/{a}/secret"), Some(secret))
         );
         assert_eq!(
             asked(Action::DeleteSecret(a, b)),
             (Method::DELETE, format!("/endpoint/{a}/secret/{b}"), None)
         );
-        assert!(!format!("{:?}", create(None, Some("the-key"))).contains("the-key"));
+        assert!(!format!("{:?}", create()).contains("the-key"));
     }
 
     #[test]

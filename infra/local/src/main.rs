@@ -15,6 +15,7 @@ use ringback_local::{
     serve::{Local, Model, Options, WORKERS},
 };
 use ringback_shared::{config::Config, provider::is_url, telemetry::may_be_shown};
+use serde_json::{Map, Value};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, prelude::*};
 use uuid::Uuid;
 
@@ -33,7 +34,9 @@ const SECRETS: &str = "Environment:
 
 const ENDPOINT_SECRETS: &str = "Environment:
   RINGBACK_API_KEY       the organization's API key; without it the one that `ringback serve` keeps in the folder
-  RINGBACK_PROVIDER_KEY  for `create`: the key that the provider asks for; without it none is sent";
+  RINGBACK_PROVIDER_KEY  for `create`: the key that the provider asks for; without it none is sent
+  RINGBACK_PROVIDER_SECRET  for `create` and `add-secret`: what the provider signs its webhooks with; without it Ringback makes one,
+                         where it may";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -113,9 +116,15 @@ enum EndpointCommand {
     /// Make a provider known. The answer is the only one that shows the endpoint's first secret.
     #[command(after_help = ENDPOINT_SECRETS)]
     Create {
-        /// Where calls are ordered.
+        /// Where calls are ordered. Of Vapi and Retell it is known.
         #[arg(long, value_name = "URL")]
-        url: String,
+        url: Option<String>,
+        /// Whose calls and events they are: generic, vapi, retell, elevenlabs, bland, twilio, livekit or telnyx.
+        #[arg(long, value_name = "PROVIDER")]
+        provider: Option<String>,
+        /// What else to say of it, as a JSON object, such as its signature.
+        #[arg(long, value_name = "JSON", value_parser = object)]
+        settings: Option<Map<String, Value>>,
         /// What to call it.
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
@@ -145,17 +154,37 @@ enum EndpointCommand {
     },
 }
 
+/// A JSON object on the command line.
+fn object(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|error| format!("it must be a JSON object: {error}"))
+}
+
 impl From<EndpointCommand> for Action {
     fn from(command: EndpointCommand) -> Self {
         match command {
-            EndpointCommand::Create { url, name } => Self::Create {
+            EndpointCommand::Create {
                 url,
+                provider,
+                settings,
                 name,
-                provider_key: variable("RINGBACK_PROVIDER_KEY"),
-            },
+            } => {
+                let mut body = settings.unwrap_or_default();
+                for (field, value) in [
+                    ("url", url),
+                    ("provider", provider),
+                    ("name", name),
+                    ("apiKey", variable("RINGBACK_PROVIDER_KEY")),
+                    ("secret", variable("RINGBACK_PROVIDER_SECRET")),
+                ] {
+                    if let Some(value) = value {
+                        body.insert(field.to_owned(), Value::String(value));
+                    }
+                }
+                Self::Create(body)
+            }
             EndpointCommand::List => Self::List,
             EndpointCommand::Delete { id } => Self::Delete(id),
-            EndpointCommand::AddSecret { id } => Self::AddSecret(id),
+            EndpointCommand::AddSecret { id } => Self::AddSecret(id, variable("RINGBACK_PROVIDER_SECRET")),
             EndpointCommand::DeleteSecret { id, secret_id } => Self::DeleteSecret(id, secret_id),
         }
     }

@@ -486,6 +486,7 @@ impl Mock {
             assistant_name: None,
             assistant_id: None,
             cost: None,
+            chat_id: None,
         });
     }
 

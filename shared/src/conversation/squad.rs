@@ -561,6 +561,7 @@ mod tests {
             target: Target::Squad(squad),
             tool_mocks: mocks,
             target_overrides: &overrides,
+            remote: None,
             runs_tools: false,
             limits: Limits::default(),
         }))
@@ -997,6 +998,7 @@ mod tests {
             target: Target::of(&kept),
             tool_mocks: &Value::Null,
             target_overrides: &Value::Null,
+            remote: None,
             runs_tools: false,
             limits: Limits::default(),
         });
@@ -1015,6 +1017,7 @@ mod tests {
             instructions: "",
             tool_mocks: &Value::Null,
             target_overrides: &Value::Null,
+            remote: None,
             runs_tools: false,
             limits: Limits::default(),
         });
@@ -1075,6 +1078,7 @@ mod tests {
                 prop_assert_eq!(live.messages(), resumed.messages());
                 let record = match next {
                     Next::End(_) => break,
+                    Next::Ask { .. } => unreachable!("nobody else holds a side"),
                     Next::Say { speaker, text } => live.say(speaker, text, 0),
                     Next::Call { request, speaker, .. } => {
                         let messages = serde_json::to_value(&request.messages).unwrap();

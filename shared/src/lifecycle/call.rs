@@ -14,6 +14,10 @@ use uuid::Uuid;
 pub const GRACE_MS: i64 = 60_000;
 /// How often a call is looked up while nobody reports its end, in milliseconds.
 pub const LOOK_EVERY_MS: i64 = 60_000;
+/// How often a provider may turn an order away before its item fails, and the longest pause between two orders where it does not ask
+/// for a longer one, in milliseconds.
+const MAX_TURNED_AWAY: u32 = 30;
+const TURNED_AWAY_MS: i64 = 60_000;
 /// How many call slots a voice item takes: one for the tester's leg and one for the target's.
 pub const CALL_SLOTS: usize = 2;
 
@@ -175,6 +179,33 @@ impl Item {
     /// When the worker holds the item no longer.
     pub fn refused(&self, owner: &str, failure: &Failure, now: i64) -> Result<Self, Refused> {
         self.without_intent().fail(owner, failure, now)
+    }
+
+    /// The provider turned the first order away, because it has too much to do: there is no call, and the same order is owed again
+    /// after a pause of at least `rest_ms` milliseconds.
+    ///
+    /// # Errors
+    /// When the worker holds the item no longer.
+    pub fn turned_away(
+        &self,
+        owner: &str,
+        failure: &Failure,
+        rest_ms: i64,
+        now: i64,
+    ) -> Result<Self, Refused> {
+        self.held_by(owner)?;
+        self.open()?;
+        if self.owed != Owed::Start {
+            return Err(Refused::Past);
+        }
+        if self.attempts + 1 >= MAX_TURNED_AWAY {
+            return self.refused(owner, failure, now);
+        }
+        let mut item = self.without_intent().next(now);
+        item.attempts += 1;
+        item.lease = None;
+        item.pause(pause_ms(item.attempts).min(TURNED_AWAY_MS).max(rest_ms), now);
+        Ok(item)
     }
 
     /// The worker that was to hang the call up learned that there is none.

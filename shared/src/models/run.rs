@@ -132,6 +132,9 @@ fn transport_extras(schema: &mut schemars::Schema) {
         json!({ "endpointId": {
             "type": ["string", "null"], "format": "uuid",
             "description": "The voice provider's endpoint; the first one unless given.",
+        }, "targetNumber": {
+            "type": ["string", "null"], "pattern": r"^\+[1-9][0-9]{1,14}$",
+            "description": "The target's phone number in E.164, for providers that call it; the assistant's phoneNumber unless given.",
         }}),
     );
 }

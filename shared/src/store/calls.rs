@@ -1,11 +1,14 @@
 //! What voice items need besides their heads: endpoints by their id alone, call slots, waiting runs, a provider's events.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     Condition, DueKey, ItemKey, Range, Row, Store, StoreError, Write, WriteError, assemble, document,
     hooks::hook_row,
+    integer,
     items::{detail_pk, due_shard, item_row},
     key, number, orgs, read,
     spending::spending,
@@ -13,7 +16,7 @@ use super::{
 };
 use crate::{
     lifecycle::{Facts, Hook, Item, Refused, Slots, Source},
-    provider::Event,
+    provider::{Event, ProviderKind},
 };
 
 /// An event of a provider, or what a look-up found, to be kept.
@@ -109,6 +112,18 @@ fn shown_call_pk(org: Uuid, call: Uuid) -> String {
 
 fn endpoint_key(endpoint: Uuid) -> (String, &'static str) {
     (format!("ENDPOINT#{endpoint}"), "ENDPOINT")
+}
+
+/// The rows beside an endpoint's that count what was ignored, each by its kind.
+const IGNORED: &str = "IGNORED#";
+const COUNT: &str = "count";
+
+/// What is to be known of an endpoint before anything that is sent to it is believed.
+#[derive(Debug, Serialize, Deserialize)]
+struct EndpointRow {
+    org: Uuid,
+    #[serde(default)]
+    provider: ProviderKind,
 }
 
 /// The slots of an organization's calls.
@@ -211,23 +226,56 @@ pub enum Admitted {
 }
 
 impl Store {
-    /// Whether there is an endpoint with this id, in whatever organization.
+    /// Whose events come to the endpoint with this id, in whatever organization; `None` when there is no such endpoint.
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub async fn is_endpoint(&self, endpoint: Uuid) -> Result<bool, StoreError> {
+    pub async fn endpoint_kind(&self, endpoint: Uuid) -> Result<Option<ProviderKind>, StoreError> {
         let (pk, sk) = endpoint_key(endpoint);
-        Ok(self.get(&pk, sk).await?.is_some())
+        let Some(row) = self.get(&pk, sk).await? else {
+            return Ok(None);
+        };
+        let kept: EndpointRow = read(row)?;
+        Ok(Some(kept.provider))
+    }
+
+    /// Counts an event of an endpoint that says nothing about an item, by its kind.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn count_ignored(&self, endpoint: Uuid, kind: &str) -> Result<(), StoreError> {
+        let (pk, _) = endpoint_key(endpoint);
+        let add = Write::add(&pk, &format!("{IGNORED}{kind}"), COUNT, 1);
+        Ok(self.transact(vec![add]).await?)
+    }
+
+    /// How many events of an endpoint said nothing about an item, by their kinds.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn ignored_events(&self, endpoint: Uuid) -> Result<BTreeMap<String, u64>, StoreError> {
+        let (pk, _) = endpoint_key(endpoint);
+        let rows = self.query(&pk, Range::Prefix(IGNORED), true, None).await?;
+        let count = |row: &Row| {
+            let kind = string(row, "sk")?.trim_start_matches(IGNORED).to_owned();
+            let count = integer(row, COUNT).and_then(|count| u64::try_from(count).ok());
+            Ok((kind, count.unwrap_or_default()))
+        };
+        rows.iter().map(count).collect()
     }
 
     /// Makes an endpoint known by its id alone.
     ///
     /// # Errors
     /// When the table cannot be written.
-    pub async fn put_endpoint(&self, endpoint: Uuid, org: Uuid) -> Result<(), StoreError> {
+    pub async fn put_endpoint(
+        &self,
+        endpoint: Uuid,
+        org: Uuid,
+        provider: ProviderKind,
+    ) -> Result<(), StoreError> {
         let (pk, sk) = endpoint_key(endpoint);
-        let mut row = key(&pk, sk);
-        row.insert("org".to_owned(), text(org.to_string()));
+        let row = write(&pk, sk, &EndpointRow { org, provider })?;
         Ok(self.put(row, None).await?)
     }
 
@@ -237,6 +285,9 @@ impl Store {
     /// When the table cannot be written.
     pub async fn delete_endpoint(&self, endpoint: Uuid) -> Result<(), StoreError> {
         let (pk, sk) = endpoint_key(endpoint);
+        for row in self.query(&pk, Range::Prefix(IGNORED), true, None).await? {
+            self.delete(&pk, string(&row, "sk")?).await?;
+        }
         self.delete(&pk, sk).await
     }
 

@@ -2,11 +2,15 @@
 
 use std::borrow::Cow;
 
-use ringback_shared::{models::Object, provider::Webhooks};
+use ringback_shared::{
+    models::Object,
+    provider::{ProviderKind, RetellSettings, VapiSettings, Webhooks},
+    signature::Scheme,
+};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
-pub(crate) use crate::endpoints::Wanted as UpdateEndpoint;
+pub(crate) use crate::endpoints::{Wanted as UpdateEndpoint, WantedSecret as AddEndpointSecret};
 use crate::orgs::{MAX_CONCURRENCY, MAX_NAME};
 
 /// That the API is up.
@@ -56,7 +60,7 @@ pub struct EndpointSecret {
     pub id: String,
     /// When it was made.
     pub created_at: String,
-    /// The secret in the form of Standard Webhooks, in the answer to the request that made it only.
+    /// The secret, in the answer to the request that made it only.
     #[schemars(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
 }
@@ -75,19 +79,31 @@ pub struct Endpoint {
     pub updated_at: String,
     /// Display name.
     pub name: String,
-    /// What kind of provider it is.
-    pub provider: String,
+    /// Whose calls and events they are.
+    pub provider: ProviderKind,
     /// Where calls are ordered.
     pub url: String,
     /// Whether requests to it carry a key.
     pub has_api_key: bool,
+    /// How its webhooks are signed.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Scheme>,
+    /// How Vapi carries its calls.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub vapi: Option<VapiSettings>,
+    /// How Retell carries its calls.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub retell: Option<RetellSettings>,
+    /// Verified events that say nothing about an item, by their kind.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    pub ignored_events: Option<std::collections::BTreeMap<String, u64>>,
     /// What its webhooks may be signed with.
     pub secrets: Vec<EndpointSecret>,
     /// Where it sends its webhooks.
     pub webhooks: Webhooks,
 }
 
-/// A voice provider to make known: as for a change, but with the URL.
+/// A voice provider to make known: what a change may say, and more of it is required.
 #[derive(Debug)]
 pub struct CreateEndpoint;
 
@@ -99,11 +115,6 @@ impl JsonSchema for CreateEndpoint {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut schema = UpdateEndpoint::json_schema(generator);
         schema.insert("description".to_owned(), json!("A voice provider to make known."));
-        schema.insert("required".to_owned(), json!(["url"]));
-        if let Some(url) = schema.pointer_mut("/properties/url") {
-            url["type"] = json!("string");
-            url["description"] = json!("Where calls are ordered.");
-        }
         schema
     }
 }

@@ -271,6 +271,7 @@ impl Order {
                 .unwrap_or(conversation::Target::Assistant(&Value::Null)),
             tool_mocks: &self.tool_mocks,
             target_overrides: &self.target.assistant_overrides,
+            remote: None,
             runs_tools: false,
             limits: Limits {
                 max_turns: MOST_TURNS,
@@ -405,6 +406,8 @@ impl Shared {
             let reply = match conversation.next(now) {
                 Next::End(reason) => return Ending::of(reason.as_str()),
                 Next::Say { speaker, text } => conversation.say(speaker, text, now),
+                // No order names anybody else.
+                Next::Ask { .. } => return Ending::failed(Speaker::Target),
                 Next::Call {
                     speaker,
                     mut request,
@@ -551,7 +554,7 @@ fn latencies(replies: &[Reply]) -> Vec<Value> {
 mod tests {
     use ringback_shared::{
         llm::{ChatReply, ToolCall},
-        webhook::UnverifiedDelivery,
+        signature::{Scheme, Unverified},
     };
     use tokio::net::TcpListener;
 
@@ -799,8 +802,10 @@ mod tests {
         let hook = post(move |headers: HeaderMap, body: Bytes| {
             let (told, secret) = (told.clone(), secret.clone());
             async move {
-                let delivery = UnverifiedDelivery::new(&headers, body.to_vec());
-                let delivery = delivery.verify(&[secret], SystemClock.now_ms()).unwrap();
+                let delivery = Unverified::new("POST", "", &headers, body.to_vec());
+                let profile = Scheme::StandardWebhooks.profile();
+                let now = SystemClock.now_ms();
+                let delivery = delivery.verify(&profile, &[secret.to_text()], now).unwrap();
                 told.send(delivery.parse::<Value>().unwrap()).unwrap();
             }
         });
