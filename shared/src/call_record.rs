@@ -74,7 +74,8 @@ impl CallRecord {
                 record.messages = report.messages.unwrap_or_default();
                 transcript = report.transcript.filter(|text| !text.trim().is_empty());
             }
-            if record.latencies.is_empty() {
+            // What was measured says more than what follows from the times of messages.
+            if measured(&report.turn_latencies) > measured(&record.latencies) {
                 record.latencies = report.turn_latencies;
             }
             match (&mut record.detail, report.detail) {
@@ -90,6 +91,21 @@ impl CallRecord {
         record.transcript = transcript.unwrap_or_else(|| lines(&record.messages));
         Ok(record)
     }
+}
+
+/// How many figures there are.
+fn measured(latencies: &[TurnLatency]) -> usize {
+    let figures = |turn: &TurnLatency| {
+        let all = [
+            turn.turn,
+            turn.model,
+            turn.voice,
+            turn.transcriber,
+            turn.endpointing,
+        ];
+        all.iter().flatten().count()
+    };
+    latencies.iter().map(figures).sum()
 }
 
 /// How much a report tells of what was said.

@@ -489,9 +489,12 @@ impl Provider<'_> {
             });
         }
         let leg = |name: &str| known.detail.as_ref()?.get(name)?.as_str();
-        if let (Dialect::Vapi(_), Some(target), true) =
-            (self.dialect, leg("targetCallId"), known.latencies.is_empty())
-        {
+        let asked = known
+            .detail
+            .as_ref()
+            .is_some_and(|detail| detail.get(vapi::LEGS).is_some());
+        let target = leg("targetCallId").or_else(|| leg("callId"));
+        if let (Dialect::Vapi(_), Some(target), false) = (self.dialect, target, asked) {
             let report = vapi::legs(self, outbound, target, leg("testerCallId")).await?;
             return Ok(report.map_or(More::Later, |report| {
                 More::Report(Box::new(CallReport {

@@ -49,6 +49,8 @@ pub(crate) enum Placing {
     Accept,
     /// It does it, but does not say so: it answers 500 and closes the connection by turns, 500 first.
     AcceptWithoutAnswer,
+    /// It does it at once, but does not say so until it is told another way.
+    AcceptLate,
     /// It does nothing and answers with this status.
     Refuse(u16),
     /// It does nothing and answers 429 so often; after that it accepts.
@@ -248,7 +250,7 @@ impl Carrier {
                         };
                         (Decision::Busy(retry_after_seconds), Some(left))
                     }
-                    Placing::Accept => (Decision::Accept, None),
+                    Placing::Accept | Placing::AcceptLate => (Decision::Accept, None),
                     Placing::Refuse(status) => (Decision::Refuse(status), None),
                     Placing::AcceptWithoutAnswer => {
                         let mut book = self.book.lock().unwrap();
@@ -265,6 +267,13 @@ impl Carrier {
                 return decision;
             }
         }
+    }
+
+    /// Waits while what was done is not to be said.
+    pub(crate) async fn may_answer(&self) {
+        let mut placings = self.placing.subscribe();
+        let waited = placings.wait_for(|placing| *placing != Placing::AcceptLate).await;
+        drop(waited.unwrap());
     }
 
     pub(crate) fn deliver(&self, delivery: Delivery) {
@@ -476,6 +485,25 @@ pub(crate) fn dialogue<'a>(
         (Speaker::Tester, format!("Thanks from caller {number}, goodbye.")),
         (Speaker::Target, "Answer 3 from the phone.".to_owned()),
     ]
+}
+
+/// How long the target takes for its turns, in milliseconds.
+pub(crate) const TARGET_TURNS: [u32; 3] = [800, 1000, 1200];
+
+/// When the line `n` of a [`dialogue`] begins and ends, in milliseconds from the start of the call. It takes some seconds, however
+/// short the call was by the clock on the wall: nobody really talks.
+pub(crate) fn spoken(n: i64) -> (i64, i64) {
+    const LINE: i64 = 500;
+    const TESTERS_TURN: i64 = 300;
+    let answers = TARGET_TURNS.map(i64::from);
+    let pauses = (0..=n).map(|line| match usize::try_from(line / 2).unwrap() {
+        // The tester begins.
+        0 if line == 0 => 0,
+        _ if line % 2 == 0 => TESTERS_TURN,
+        turn => answers[turn],
+    });
+    let begin = pauses.sum::<i64>() + n * LINE;
+    (begin, begin + LINE)
 }
 
 /// The JSON between `<<` and `>>` in a prompt.

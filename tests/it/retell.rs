@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::carrier::{
     Auth, Carrier, Decision, Delivery, Placing, Sent, Sign, Speaker, Webhook, check_key, complaints,
-    dialogue, hex, hmac_sha256, hung_up, lay_over, read_json, seconds, validator,
+    dialogue, hex, hmac_sha256, hung_up, lay_over, read_json, seconds, spoken, validator,
 };
 
 /// The one agent and the one number of the account.
@@ -422,8 +422,7 @@ fn outcome(record: &RetellRecord, number: usize, reason: &str) -> Map<String, Va
     let mut fields = json!({"disconnection_reason": reason, "end_timestamp": ended});
     if let Some(started) = record.started {
         let lines = dialogue(prompts, number);
-        // Spread over the whole call, however short it was.
-        let at = |n: i64| seconds((ended - started) * n / 6);
+        let at = |n: i64| seconds(spoken(n).0);
         let mut transcript = String::new();
         let mut objects = Vec::new();
         for (n, (speaker, text)) in (0..).zip(&lines) {
@@ -432,7 +431,7 @@ fn outcome(record: &RetellRecord, number: usize, reason: &str) -> Map<String, Va
                 Speaker::Target => ("user", "User"),
             };
             let words: Vec<&str> = text.split(' ').collect();
-            let length = (at(n + 1) - at(n)) / f64::from(u32::try_from(words.len()).unwrap());
+            let length = (seconds(spoken(n).1) - at(n)) / f64::from(u32::try_from(words.len()).unwrap());
             let words = (0_u32..).zip(words).map(|(m, word)| {
                 let start = at(n) + length * f64::from(m);
                 json!({"word": word, "start": start, "end": start + length})
@@ -667,6 +666,7 @@ impl Shared {
         } else if let Some(talk) = talk {
             self.carrier.spawn(Arc::clone(self).play(id.clone(), talk));
         }
+        self.carrier.may_answer().await;
         if let Decision::Unanswered { hang_up } = decision {
             return Ok(if hang_up {
                 hung_up()

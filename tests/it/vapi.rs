@@ -30,8 +30,9 @@ use tokio::{net::TcpListener, task::JoinSet};
 use uuid::Uuid;
 
 use crate::carrier::{
-    Auth, Carrier, Decision, Delivery, Placing, Sent, Sign, Speaker, Webhook, check_key, complaints,
-    dialogue, directive, hex, hmac_sha256, hung_up, lay_over, read_json, seconds, validator,
+    Auth, Carrier, Decision, Delivery, Placing, Sent, Sign, Speaker, TARGET_TURNS, Webhook, check_key,
+    complaints, dialogue, directive, hex, hmac_sha256, hung_up, lay_over, read_json, seconds, spoken,
+    validator,
 };
 
 /// The organization that everything belongs to.
@@ -43,8 +44,7 @@ const TARGET_COST: f64 = 0.03;
 const TESTER_COST: f64 = 0.012;
 const CALL_COST: f64 = 0.042;
 const CHAT_COST: f64 = 0.0021;
-/// How long the target takes for its turns, and the tester for its.
-const TARGET_TURNS: [u32; 3] = [800, 1000, 1200];
+/// How long the tester takes for its turns.
 const TESTER_TURNS: [u32; 3] = [300, 310, 320];
 /// The server messages of a call whose assistant does not say which it wants.
 const SERVER_MESSAGES: [&str; 2] = ["status-update", "end-of-call-report"];
@@ -865,8 +865,7 @@ fn report(view: &View, lines: &[(Speaker, String)], record: &VapiRecord, reason:
     let ended = record.ended.unwrap();
     let started = record.started.unwrap_or(ended);
     let said = if record.started.is_some() { lines } else { &[] };
-    // Spread over the whole call, however short it was.
-    let at = |n: i64| started + (ended - started) * n / 6;
+    let at = |n: i64| started + spoken(n).0;
     let mut messages = Vec::new();
     let mut transcript = String::new();
     if let (Some(_), Some(prompt)) = (record.started, prompts(&view.assistant).first()) {
@@ -894,7 +893,7 @@ fn report(view: &View, lines: &[(Speaker, String)], record: &VapiRecord, reason:
             }
         }
         let mut message = json!({
-            "role": if is_bot { "bot" } else { "user" }, "message": text, "time": at(n), "endTime": at(n + 1),
+            "role": if is_bot { "bot" } else { "user" }, "message": text, "time": at(n), "endTime": started + spoken(n).1,
             "secondsFromStart": from_start,
         });
         if is_bot {
@@ -1371,6 +1370,7 @@ impl Shared {
         } else if let Some(talk) = talk {
             self.carrier.spawn(Arc::clone(self).play(id.clone(), talk));
         }
+        self.carrier.may_answer().await;
         if let Decision::Unanswered { hang_up } = decision {
             return Ok(unanswered(hang_up));
         }

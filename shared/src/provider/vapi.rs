@@ -13,7 +13,10 @@ use uuid::Uuid;
 use super::{
     CallReport, CallStatus, Found, Order, Provider, ProviderError, TIMEOUT, VapiCalls, VapiSettings,
     ask::{Ask, is_gone},
-    events::{Side, vapi::report_of_call},
+    events::{
+        Side,
+        vapi::{agent_of_call, report_of_call},
+    },
 };
 use crate::{
     clock::iso,
@@ -33,6 +36,8 @@ const CLOCKS_MS: i64 = 120_000;
 const MAX_NAME: usize = 80;
 /// What belongs to Ringback's own definitions and is no part of an assistant.
 const OWN_FIELDS: [&str; 5] = ["id", "orgId", "createdAt", "updatedAt", "phoneNumber"];
+/// Where a report says that the calls of a run's legs were asked.
+pub(super) const LEGS: &str = "legs";
 /// How often Vapi sends a webhook again that was not kept, and the first pause before that, in seconds.
 const RETRIES: u32 = 10;
 const FIRST_PAUSE_SECONDS: u32 = 1;
@@ -85,6 +90,19 @@ fn name(order: &Order) -> String {
     name.chars().take(MAX_NAME).collect()
 }
 
+/// The personality's assistant, marked as the tester: both legs are calls, and one must not be taken for the other.
+fn tester(order: &Order) -> Value {
+    let mut tester = plain(&order.personality);
+    if let Some(fields) = tester.as_object_mut() {
+        let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
+        match metadata.as_object_mut() {
+            Some(metadata) => _ = metadata.insert("ringback".to_owned(), json!({"agent": Side::Tester})),
+            None => *metadata = json!({"ringback": {"agent": Side::Tester}}),
+        }
+    }
+    tester
+}
+
 /// The order as a run of Vapi's simulations with one item. Ringback judges itself, so all that Vapi is told to evaluate is that
 /// something was said.
 fn simulation(provider: &Provider<'_>, settings: &VapiSettings, order: &Order) -> Value {
@@ -129,7 +147,7 @@ fn simulation(provider: &Provider<'_>, settings: &VapiSettings, order: &Order) -
         "simulations": [{
             "type": "simulation",
             "scenario": scenario,
-            "personality": {"name": name(order), "assistant": plain(&order.personality)},
+            "personality": {"name": name(order), "assistant": tester(order)},
         }],
         "target": target,
         "iterations": 1,
@@ -246,7 +264,7 @@ fn found_item(run: &str, item: &Value) -> Found {
             ),
             // Where nobody said a word, it was not the target's words that failed.
             fault: (failed && silent).then_some(Fault::Provider),
-            detail: Some(json!({"simulationRunItemId": item.get("id")})),
+            detail: Some(json!({"simulationRunItemId": item.get("id"), "callId": item.get("callId")})),
             ..CallReport::default()
         },
     }
@@ -288,6 +306,7 @@ pub(super) async fn look_up(
     }
 }
 
+/// What is known of a run's call. Where it is over, the call of its item says why, and what is told by no item.
 async fn run_of(
     provider: &Provider<'_>,
     outbound: &Outbound,
@@ -303,7 +322,21 @@ async fn run_of(
     }
     let items = body.as_array().or_else(|| body.get("results")?.as_array());
     match items.and_then(|items| items.first()) {
-        Some(item) => Ok(Some(found_item(run, item))),
+        Some(item) => {
+            let mut found = found_item(run, item);
+            if let (true, Some(call)) = (found.is_over(), texts(item, "callId"))
+                && let Some(leg) = legs(provider, outbound, call, None).await?
+            {
+                let report = &mut found.report;
+                report.turn_latencies = leg.turn_latencies;
+                report.cost = leg.cost;
+                report.ended_at = leg.ended_at.or(report.ended_at.take());
+                report.ended_reason = report.ended_reason.take().or(leg.ended_reason);
+                report.fault = report.fault.or(leg.fault);
+                report.detail = leg.detail;
+            }
+            Ok(Some(found))
+        }
         None => Err(ProviderError::Unanswered("its run has no item yet".to_owned())),
     }
 }
@@ -474,9 +507,9 @@ pub(super) async fn legs(
     let Some(call) = call_of(provider, outbound, target).await? else {
         return Ok(None);
     };
-    let found = found_call(&call);
     let measured = call.pointer("/artifact/performanceMetrics").is_some();
-    if !found.is_over() || !measured {
+    // It may be the other leg's: what measures the tester says nothing about the target.
+    if !found_call(&call).is_over() || !measured || agent_of_call(&call) != Side::Target {
         return Ok(None);
     }
     let mut cost = call.get("cost").and_then(Value::as_f64);
@@ -488,8 +521,12 @@ pub(super) async fn legs(
     }
     let report = report_of_call(&call, Side::Target);
     Ok(Some(CallReport {
+        ended_at: report.ended_at,
+        ended_reason: report.ended_reason,
+        fault: report.fault,
         turn_latencies: report.turn_latencies,
         cost,
+        detail: Some(json!({LEGS: {"target": target, "tester": tester}})),
         ..CallReport::default()
     }))
 }

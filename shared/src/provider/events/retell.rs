@@ -154,11 +154,15 @@ fn latencies(call: &Value, agent: Side) -> Option<Vec<TurnLatency>> {
     Some((0..most).map(turn).collect())
 }
 
-/// A reason as Ringback tells it: the user is the tester, the agent is the target.
+/// A reason in the words that scenarios know, where there are such: the customer is the tester, the assistant is the target. Retell's
+/// own is in the detail.
 fn told(reason: &str, agent: Side) -> &str {
     match (agent, reason) {
-        (Side::Tester, "user_hangup") => "agent_hangup",
-        (Side::Tester, "agent_hangup") => "user_hangup",
+        (Side::Target, "user_hangup") | (Side::Tester, "agent_hangup") => "customer-ended-call",
+        (Side::Target, "agent_hangup") | (Side::Tester, "user_hangup") => "assistant-ended-call",
+        (_, "max_duration_reached") => "exceeded-max-duration",
+        (_, "inactivity") => "silence-timed-out",
+        (_, "voicemail_reached") => "voicemail",
         _ => reason,
     }
 }
@@ -251,7 +255,7 @@ mod tests {
                 "callId": "call_fixture_target",
                 "startedAt": "2026-11-22T17:00:00.000Z",
                 "endedAt": "2026-11-22T17:00:30.000Z",
-                "endedReason": "user_hangup",
+                "endedReason": "customer-ended-call",
                 "messages": [
                     said("bot", "Harbor Dental, this is Mira.", 600, 2050, 0.6),
                     said("user", "I need to move my cleaning.", 3000, 4750, 3.0),
@@ -317,7 +321,7 @@ mod tests {
             json!([{"turn": 950.0}]),
             "Retell's own are the tester's"
         );
-        assert_eq!(report["endedReason"], "user_hangup", "the tester hung up");
+        assert_eq!(report["endedReason"], "customer-ended-call", "the tester hung up");
         assert_eq!(report["detail"]["disconnectionReason"], "agent_hangup");
         assert_eq!(report.get("fault"), None);
     }
