@@ -28,7 +28,7 @@ export async function runAll() {
             console.log(`ok      ${name} (${((Date.now() - began) / 1000).toFixed(1)} s)`);
         } catch (error) {
             failed += 1;
-            const steps = String(error.stack).match(/vapi_node\.mjs:\d+/g) ?? [];
+            const steps = String(error.stack).match(/\w+\.mjs:\d+/g) ?? [];
             console.log(`FAILED  ${name}: ${error.name}: ${error.message.replaceAll("\n", " ")}  [${steps.join(" < ")}]`);
         }
     }

@@ -1,17 +1,20 @@
 //! Vapi and Retell as they are: what they are asked for, what they say, and what becomes of the items, however they say it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::{
     carrier::{Auth, Delivery, Placing},
     fixtures::{
-        LONG, RUNS, assert_items_valid, assistant, by_voice, counts, ended, evaluation, inline,
+        LONG, RUNS, assert_items_valid, assistant, by_voice, counts, ended, endpoint, evaluation, inline,
         inline_target, item_path, items, list, personality, regex, run, scenario, text,
     },
+    provider::{ProviderStandIn, Tamper},
     retell::RetellStandIn,
     server::{Api, Server, local, until},
     stand_in::StandIn,
@@ -939,4 +942,231 @@ async fn a_provider_that_never_calls_back_is_resolved_by_look_up_soon_after_its_
         "{:?}",
         began.elapsed()
     );
+}
+/// How many webhooks the flood has. The full 10,000 are for an optimized program: `RINGBACK_WEBHOOKS=10000`, with
+/// `RINGBACK_TEST_PROGRAM` naming it.
+fn webhooks() -> usize {
+    let wanted = std::env::var("RINGBACK_WEBHOOKS").ok();
+    wanted.map_or(520, |wanted| wanted.parse().unwrap())
+}
+
+/// How many webhooks come in a second.
+const PER_SECOND: u64 = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_webhooks_in_any_order_and_many_of_them_twice_makes_every_item_what_it_should_be() {
+    let stand_in = StandIn::start().await;
+    let provider = Arc::new(ProviderStandIn::start().await);
+    let wanted = webhooks();
+    // Of ten webhooks, three came before.
+    let runs_of_ten = (wanted * 7 / 10 / 2).div_ceil(10);
+    let calls = runs_of_ten * 10;
+    let slots = (calls * 2).to_string();
+    let server = Server::start_with(&stand_in, &[], &[("CALL_SLOTS", &slots)]).await;
+    let api = &server.api;
+    let endpoint = endpoint(api, &provider).await;
+    let entries: Vec<Value> = (0..runs_of_ten)
+        .map(|n| {
+            // The verdict needs no model: it is in what is said, and differs from one simulation to the next.
+            let heard = format!("caller \\d+ of flood{n}\\.");
+            let evaluations = json!([regex("heard", &heard, "boolean", "=", json!(n % 5 != 0))]);
+            inline(
+                &scenario(&format!("flood{n}"), 2, evaluations),
+                &personality("Pat"),
+            )
+        })
+        .collect();
+    let target = inline_target(&assistant(&stand_in, "You run a clinic."));
+    let body = by_voice(run(json!(entries), target, 10), &endpoint);
+    let created = api.post(RUNS, &body).await;
+    let placed = provider
+        .wait_for("all calls", |placed| placed.len() == calls)
+        .await;
+
+    // Both events of each call, and 30 of 70 of them once more, in an order that has nothing to do with theirs.
+    let mut events: Vec<(String, bool)> = Vec::new();
+    for call in &placed {
+        provider.started_event(&call.id);
+        provider.ended_event(&call.id);
+        events.extend([(call.id.clone(), true), (call.id.clone(), false)]);
+    }
+    let again = events.len() * 3 / 7;
+    let mut random = 42_u64;
+    let mut below = |most: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(random >> 33).unwrap() % most
+    };
+    for n in 0..again {
+        events.push(events[n * 2 % (calls * 2)].clone());
+    }
+    for n in (1..events.len()).rev() {
+        events.swap(n, below(n + 1));
+    }
+    let mut pace = tokio::time::interval(Duration::from_millis(1000 / PER_SECOND));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut sent = JoinSet::new();
+    for (call, is_start) in events.clone() {
+        pace.tick().await;
+        let provider = Arc::clone(&provider);
+        sent.spawn(async move {
+            match is_start {
+                true => provider.send_started(&call).await,
+                false => provider.send_ended(&call).await,
+            }
+        });
+    }
+    let answers = sent.join_all().await;
+    assert_eq!(answers.len(), events.len());
+    assert!(
+        answers.iter().all(|&answer| answer == 200),
+        "{:?}",
+        answers.iter().find(|&&answer| answer != 200)
+    );
+
+    let total = u64::try_from(calls).unwrap();
+    let failed = u64::try_from(runs_of_ten.div_ceil(5) * 10).unwrap();
+    let done = ended(api, text(&created["id"])).await;
+    assert_eq!(counts(&done), [total, total - failed, failed, 0, 0, 0]);
+    let of: BTreeMap<_, _> = placed
+        .iter()
+        .map(|call| (call.idempotency_key.as_str(), call.id.as_str()))
+        .collect();
+    let all = items(api, text(&created["id"]), 200).await;
+    assert_eq!(all.len(), calls);
+    for item in &all {
+        let call = of[text(&item["id"])];
+        let (begun, over) = (provider.started_event(call), provider.ended_event(call));
+        let told = &item["metadata"]["call"];
+        assert_eq!(item["startedAt"], begun["startedAt"], "{item:#}");
+        for field in [
+            "endedAt",
+            "endedReason",
+            "transcript",
+            "messages",
+            "recordingUrl",
+            "cost",
+        ] {
+            assert_eq!(told[field], over[field], "{field} of {item:#}");
+        }
+        assert_eq!(told["providerCallId"], call);
+        let heard = item["results"]["evaluations"][0]["extractedValue"].clone();
+        assert_eq!(heard, json!(true), "{item:#}");
+    }
+    println!("{} webhooks about {calls} calls", events.len());
+}
+
+/// A fixture as it would come about `call`, for whose item the correlation value is `token`.
+fn fixture(path: &str, ids: &[&str], call: &str, token: &str) -> Vec<u8> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/");
+    let mut text = std::fs::read_to_string(format!("{folder}{path}")).unwrap();
+    text = text.replace("rbc1.Zml4dHVyZQ.c2ln", token);
+    // Telnyx has it in base64.
+    let state = text.split("\"client_state\": \"").nth(1);
+    if let Some(state) = state.and_then(|rest| rest.split('"').next()).map(str::to_owned) {
+        let said = String::from_utf8(STANDARD.decode(&state).unwrap()).unwrap();
+        let said = said.replace("rbc1.Zml4dHVyZQ.c2ln", token);
+        text = text.replace(&state, &STANDARD.encode(said));
+    }
+    for id in ids {
+        text = text.replace(id, call);
+    }
+    text.into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendor_says_in_its_own_words_what_became_of_the_calls_that_a_bridge_places() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    // Who it is, what names a call in its fixtures, what it says (the last one ends the call), what of it does not matter, and what
+    // was said then. Of those whose events have no words, the bridge is asked.
+    let words_of_the_bridge = "AI: Answer 1 from the phone.";
+    for (vendor, ids, said, ignored, words) in [
+        (
+            "elevenlabs",
+            &["conv_fixture_1"][..],
+            &["elevenlabs/post_call_transcription.json"][..],
+            ("elevenlabs/post_call_audio.json", "post_call_audio"),
+            "AI: ",
+        ),
+        (
+            "bland",
+            &["b1a9d000-0000-4000-8000-000000000001"],
+            &["bland/post-call.json"],
+            ("bland/queue.json", "queue"),
+            "AI: ",
+        ),
+        (
+            "twilio",
+            &["CA00000000000000000000000000000005"],
+            &["twilio/completed.json"],
+            ("twilio/recording.json", ""),
+            words_of_the_bridge,
+        ),
+        (
+            "livekit",
+            &["RM_fixture"],
+            &["livekit/room_started.json", "livekit/room_finished.json"],
+            ("livekit/participant_joined.json", "participant_joined"),
+            words_of_the_bridge,
+        ),
+        (
+            "telnyx",
+            &["v3:fixture-control"],
+            &["telnyx/call.answered.json", "telnyx/call.hangup.json"],
+            ("telnyx/call.initiated.json", "call.initiated"),
+            words_of_the_bridge,
+        ),
+    ] {
+        let bridge = ProviderStandIn::start().await;
+        let endpoint = json!({
+            "provider": vendor, "url": bridge.url(), "signature": {"scheme": "standard-webhooks"},
+        });
+        let endpoint = api.post("/endpoint", &endpoint).await;
+        bridge.set_secret(text(&endpoint["secrets"][0]["secret"]));
+        let evaluations = json!([regex("said", "(?m)^AI: ", "boolean", "=", json!(true))]);
+        let simulation = inline(&scenario("patient", 2, evaluations), &personality("Pat"));
+        let target = inline_target(&assistant(&stand_in, "You run a clinic."));
+        let body = by_voice(run(json!([simulation]), target, 1), &endpoint);
+        let created = api.post(RUNS, &body).await;
+        let call = bridge
+            .wait_for("the call", |calls| calls.len() == 1)
+            .await
+            .remove(0);
+        until("the call's id", LONG, async || {
+            let item = api.get(&item_path(&created, 0)).await;
+            item["callId"].is_string().then_some(())
+        })
+        .await;
+        // By the bridge it is over before its vendor says so.
+        bridge.started_event(&call.id);
+        bridge.ended_event(&call.id);
+        let url = text(&endpoint["webhooks"]["callEnded"]);
+        let (path, kind) = ignored;
+        if !kind.is_empty() {
+            let body = fixture(path, ids, &call.id, &call.correlation);
+            assert_eq!(bridge.deliver(url, body, Tamper::Nothing).await, 200, "{path}");
+            let shown = api.get(&format!("/endpoint/{}", text(&endpoint["id"]))).await;
+            assert_eq!(shown["ignoredEvents"], json!({kind: 1}), "{vendor}");
+        }
+        for path in said {
+            let body = fixture(path, ids, &call.id, &call.correlation);
+            assert_eq!(
+                bridge.deliver(url, body.clone(), Tamper::ChangedByte).await,
+                401,
+                "{path}"
+            );
+            assert_eq!(bridge.deliver(url, body, Tamper::Nothing).await, 200, "{path}");
+        }
+        let done = ended(&api, text(&created["id"])).await;
+        let item = api.get(&item_path(&created, 0)).await;
+        assert_eq!(counts(&done), [1, 1, 0, 0, 0, 0], "{vendor}: {item:#}");
+        let told = &item["metadata"]["call"];
+        assert!(text(&told["transcript"]).contains(words), "{vendor}: {told:#}");
+        assert_eq!(told["providerCallId"], call.id, "{vendor}");
+        assert!(
+            told["endedAt"].as_str().unwrap().starts_with("2026-11-22T17:00"),
+            "{vendor}: the vendor's time: {told:#}"
+        );
+    }
+    local.shutdown().await;
 }
