@@ -31,6 +31,8 @@ use crate::{
 
 /// How long an answer of a provider is waited for.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long all requests of a look-up may take together.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(40);
 /// The longest name of a call, in bytes.
 pub const MAX_CALL_ID: usize = 256;
 
@@ -371,6 +373,12 @@ impl Found {
         self.status == CallStatus::Ended
     }
 
+    /// Whether the call has not begun.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.status, CallStatus::Queued | CallStatus::Ringing)
+    }
+
     /// Whether it says what was said.
     fn says_something(&self) -> bool {
         let words = self.report.messages.as_ref().is_some_and(|all| !all.is_empty());
@@ -385,7 +393,7 @@ impl Found {
     /// Whether the call has ended so short before `now` that who looked it up may know less than the report will say.
     #[must_use]
     pub fn is_fresh_end(&self, now: i64) -> bool {
-        let silent = self.report.transcript.is_none() && self.report.messages.is_none();
+        let silent = !self.says_something();
         let ended = self.report.ended_at.as_deref().and_then(parse_iso);
         self.is_over() && silent && ended.is_some_and(|at| now < at + REPORT_GRACE_MS)
     }
@@ -454,12 +462,22 @@ impl Provider<'_> {
         correlation: &str,
         since: i64,
     ) -> Result<Option<Found>, ProviderError> {
-        match self.dialect {
-            Dialect::Generic => generic::look_up(self, outbound, call_id, correlation).await,
-            Dialect::Vapi(settings) => {
-                vapi::look_up(self, outbound, settings, call_id, correlation, since).await
+        let found = async {
+            match self.dialect {
+                Dialect::Generic => generic::look_up(self, outbound, call_id, correlation).await,
+                Dialect::Vapi(settings) => {
+                    vapi::look_up(self, outbound, settings, call_id, correlation, since).await
+                }
+                Dialect::Retell(_) => retell::look_up(self, outbound, call_id, correlation).await,
             }
-            Dialect::Retell(_) => retell::look_up(self, outbound, call_id, correlation).await,
+        };
+        // It may take several requests, and a claim does not hold for as many as there may be.
+        match tokio::time::timeout(LOOK_UP_WITHIN, found).await {
+            Ok(found) => found,
+            Err(_) => Err(ProviderError::Unanswered(format!(
+                "no answer within {} s",
+                LOOK_UP_WITHIN.as_secs()
+            ))),
         }
     }
 

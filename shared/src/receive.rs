@@ -14,10 +14,11 @@ use uuid::Uuid;
 
 use crate::{
     context::Context,
+    ids,
     lifecycle::Source,
     provider::{
         Event, ProviderKind, Webhooks,
-        events::{self, Said},
+        events::{self, Said, Side},
     },
     signature::{Refusal, Unverified, Verified},
     store::{ItemKey, NewEvent},
@@ -235,12 +236,26 @@ async fn keep(
     delivery: &Verified,
 ) -> Result<Answer, Unkept> {
     let endpoint = asked.endpoint;
-    let said = events::said(asked.kind, asked.event, delivery.body(), delivery.content_type())
-        .map_err(Unkept::Malformed)?;
+    // Who has the URL of an order from Ringback was made to call by Ringback.
+    let agent = match asked.named {
+        Some(_) => Side::Tester,
+        None => Side::Target,
+    };
+    let said = events::said(
+        asked.kind,
+        asked.event,
+        delivery.body(),
+        delivery.content_type(),
+        agent,
+    )
+    .map_err(Unkept::Malformed)?;
     let (event, report) = match said {
         Said::Report { event, report } => (event, report),
         Said::Ignored(kind) => {
-            ctx.store.count_ignored(endpoint, &kind).await?;
+            // It is of no use to send it again for the count's sake.
+            if let Err(error) = ctx.store.count_ignored(endpoint, &kind).await {
+                tracing::warn!(%endpoint, %error, "an ignored event was not counted");
+            }
             return Ok(Answer::new(200, format!("ignored: {kind}")));
         }
     };
@@ -252,10 +267,18 @@ async fn keep(
         // As the generic contract says it, so that whoever reads it later need know no other.
         _ => serde_json::to_string(&report).map_err(|error| Unkept::Unavailable(error.into()))?,
     };
+    let digest = match asked.kind {
+        ProviderKind::Generic => delivery.digest(),
+        // Not every scheme signs a body's bytes: what says the same is the same.
+        _ => {
+            let id = delivery.id().unwrap_or_default();
+            ids::sha256_hex(&[id.as_bytes(), b".", body.as_bytes()].concat())
+        }
+    };
     let new = NewEvent {
         event,
         source: Source::Report,
-        digest: delivery.digest(),
+        digest,
         facts,
         body,
     };

@@ -316,11 +316,14 @@ impl EndpointSecrets {
         signing.chain(key).collect()
     }
 
-    /// Whether all of its secrets can be secrets of `scheme`.
+    /// Whether its secrets are secrets of `scheme`, too: what one sender signs with, or even shows, is no secret of another.
     #[must_use]
     pub fn fit(&self, scheme: &Scheme) -> bool {
+        let (old, new) = (self.signature.profile(), scheme.profile());
+        let same = std::mem::discriminant(&self.signature) == std::mem::discriminant(scheme);
         let mut secrets = self.signing.iter();
-        secrets.all(|signing| scheme.check_secret(&signing.secret).is_ok())
+        same && (old.algorithm, old.key_encoding) == (new.algorithm, new.key_encoding)
+            && secrets.all(|signing| scheme.check_secret(&signing.secret).is_ok())
     }
 
     /// Whether deliveries are signed in the same way and may be signed with the same secrets as with `other`.

@@ -494,6 +494,7 @@ fn the_largest_head_of_an_item_stays_below_four_kilobytes() {
             run: Some(99_999),
         },
         call: Some(Call {
+            turned_away: u32::MAX,
             endpoint: Uuid::max(),
             intended_at: Some(NOW),
             deadline: Some(NOW + LONGEST_MS),

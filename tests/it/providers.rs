@@ -16,7 +16,7 @@ use crate::{
     },
     provider::{ProviderStandIn, Tamper},
     retell::RetellStandIn,
-    server::{Api, Server, local, until},
+    server::{Api, Server, local, local_with, until},
     stand_in::StandIn,
     vapi::{Credential, HmacPlan, VapiStandIn},
     voice::{local_with_slots, sweep},
@@ -870,6 +870,53 @@ async fn an_endpoint_says_what_it_lacks_and_a_run_what_its_provider_cannot_do() 
         .await;
     assert_eq!(status, 200, "{changed}");
     assert_eq!(changed["signature"]["signatureHeader"], "x-own-signature");
+    let made = &changed["secrets"][0];
+    assert_ne!(
+        made["id"], own["secrets"][0]["id"],
+        "what was made for one scheme is none of another"
+    );
+    assert!(
+        made["secret"].is_string(),
+        "and only this answer shows the new one: {changed}"
+    );
+    let (status, again) = api
+        .call(Method::PATCH, &path, Some(&json!({"signature": custom})))
+        .await;
+    assert_eq!(
+        (status, &again["secrets"][0]["id"]),
+        (200, &made["id"]),
+        "the same scheme"
+    );
+    let telnyx = json!({"scheme": "telnyx"});
+    let (status, answer) = api
+        .call(Method::PATCH, &path, Some(&json!({"signature": telnyx})))
+        .await;
+    assert_eq!(
+        (status, text(&answer["message"]).contains("secret is required")),
+        (400, true),
+        "{answer}"
+    );
+    let key = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
+    let public = json!({"signature": telnyx, "secret": key});
+    let (status, _) = api.call(Method::PATCH, &path, Some(&public)).await;
+    assert_eq!(status, 200);
+    // A public key is known to all: it must not become what somebody else signs with.
+    let bland = json!({"signature": {"scheme": "bland"}});
+    let (status, answer) = api.call(Method::PATCH, &path, Some(&bland)).await;
+    assert_eq!(
+        (status, text(&answer["message"]).contains("secret is required")),
+        (400, true),
+        "{answer}"
+    );
+    let secret = format!("{path}/secret");
+    let (status, answer) = api
+        .call(Method::POST, &secret, Some(&json!({"secret": key})))
+        .await;
+    assert_eq!(
+        (status, text(&answer["message"]).contains("already")),
+        (400, true),
+        "{answer}"
+    );
     let (status, answer) = api
         .call(Method::PATCH, &path, Some(&json!({"provider": "vapi"})))
         .await;
@@ -909,11 +956,68 @@ async fn an_endpoint_says_what_it_lacks_and_a_run_what_its_provider_cannot_do() 
         [1, 1, 0, 0, 0, 0]
     );
     assert_eq!(carrying.retell.calls()[0].body["to_number"], NUMBER);
-    // Again it is the same number.
+    // Again it is the same number, which is the assistant's own as it is now.
     let again = format!("{RUNS}/{}/rerun", text(&created["id"]));
     let again = api.post(&again, &json!({"items": "all"})).await;
     assert_eq!(counts(&ended(&api, text(&again["id"])).await), [1, 1, 0, 0, 0, 0]);
     assert_eq!(carrying.retell.calls()[1].body["to_number"], NUMBER);
+    let mut other = body["target"].clone();
+    other["assistant"]["phoneNumber"] = json!("+15550143");
+    let again = format!("{RUNS}/{}/rerun", text(&created["id"]));
+    let again = api.post(&again, &json!({"items": "all", "target": other})).await;
+    ended(&api, text(&again["id"])).await;
+    assert_eq!(
+        carrying.retell.calls()[2].body["to_number"],
+        "+15550143",
+        "another target, another number"
+    );
+    // What the first request asked for is asked for again, but not of another target.
+    body["transport"]["targetNumber"] = json!("+15550144");
+    let created = api.post(RUNS, &body).await;
+    ended(&api, text(&created["id"])).await;
+    let path = format!("{RUNS}/{}/rerun", text(&created["id"]));
+    for (rerun, number) in [
+        (json!({"items": "all"}), "+15550144"),
+        (json!({"items": "all", "target": other}), "+15550143"),
+    ] {
+        let again = api.post(&path, &rerun).await;
+        ended(&api, text(&again["id"])).await;
+        let calls = carrying.retell.calls();
+        assert_eq!(calls.last().unwrap().body["to_number"], number);
+    }
+    carrying.assert_faultless();
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_squad_of_stored_assistants_goes_to_vapi_whole_and_a_call_never_lasts_longer_than_it_may() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local_with(&stand_in, |options| {
+        options
+            .settings
+            .insert("MAX_CALL_SECONDS".to_owned(), "90".to_owned());
+    })
+    .await;
+    let carrying = Carrying::start(&api, Way::Simulations).await;
+    let stored = api
+        .post("/assistant", &assistant(&stand_in, "You run a clinic."))
+        .await;
+    let members = json!([{"assistantId": stored["id"]}, {"assistant": assistant(&stand_in, "You bill.")}]);
+    let mut body = carrying.batch(&stand_in, 1);
+    body["target"] = json!({"type": "squad", "squad": {"name": "Clinic", "members": members}});
+    body["simulations"][0]["personality"]["assistant"]["maxDurationSeconds"] = json!(3600);
+    let created = api.post(RUNS, &body).await;
+    let done = ended(&api, text(&created["id"])).await;
+    assert_eq!(counts(&done), [1, 1, 0, 0, 0, 0]);
+    let order = &carrying.vapi.runs()[0].body;
+    let first = &order["target"]["squad"]["members"][0];
+    assert_eq!(
+        (first.get("assistantId"), &first["assistant"]["name"]),
+        (None, &json!("Clinic")),
+        "{first}"
+    );
+    let tester = &order["simulations"][0]["personality"]["assistant"];
+    assert_eq!(tester["maxDurationSeconds"], 90);
     carrying.assert_faultless();
     local.shutdown().await;
 }

@@ -5,7 +5,7 @@ use ringback_shared::{
     clock::iso,
     context::Context,
     ids,
-    models::{Validate, check, parse},
+    models::{Invalid, Validate, check, parse},
     provider::{ProviderKind, RetellSettings, VapiSettings, Webhooks, is_url},
     secrets::{EndpointSecrets, SigningSecret},
     signature::Scheme,
@@ -262,7 +262,8 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Resp
     }
     let (mut vapi, retell) = (wanted.vapi, wanted.retell);
     if provider == ProviderKind::Vapi {
-        vapi.get_or_insert_default();
+        let vapi = vapi.get_or_insert_default();
+        vapi.calls = Some(vapi.way());
     }
     if provider == ProviderKind::Retell && retell.is_none() {
         return Err(ApiError::bad_request(
@@ -363,12 +364,13 @@ pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> R
     let wanted: Wanted = parse(body)?;
     let is = |field: &str, value: &Value| read.body.get(field) == Some(value);
     let provider = read.body.get("provider").cloned().unwrap_or_default();
-    if wanted.provider.is_some_and(|other| json!(other) != provider) {
+    let provider: ProviderKind = serde_json::from_value(provider).unwrap_or_default();
+    if wanted.provider.is_some_and(|other| other != provider) {
         return Err(ApiError::bad_request(
             "provider cannot be changed; create another endpoint",
         ));
     }
-    wanted.check_settings(serde_json::from_value(provider).unwrap_or_default())?;
+    wanted.check_settings(provider)?;
     let mut fields = Vec::new();
     if let Some(name) = wanted.name {
         fields.push(("name", json!(name)));
@@ -380,20 +382,29 @@ pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> R
     }
     let present = read.body.get("vapi").cloned();
     let present: Option<VapiSettings> = present.and_then(|vapi| serde_json::from_value(vapi).ok());
-    if let (Some(vapi), Some(present)) = (&wanted.vapi, &present)
-        && vapi.calls != present.calls
+    let mut vapi = wanted.vapi;
+    if let (Some(vapi), Some(present)) = (&mut vapi, &present) {
+        vapi.calls = Some(vapi.calls.unwrap_or(present.way()));
+        let mut faults = Vec::new();
+        vapi.validate("vapi", &mut faults);
+        if !faults.is_empty() {
+            return Err(Invalid(faults).into());
+        }
+    }
+    if let (Some(vapi), Some(present)) = (&vapi, &present)
+        && vapi.way() != present.way()
     {
         return Err(ApiError::bad_request(
             "vapi.calls cannot be changed, because calls that are up are looked up in their own way; create another endpoint",
         ));
     }
-    if let Some(vapi) = &wanted.vapi {
+    if let Some(vapi) = &vapi {
         fields.push(("vapi", json!(vapi)));
     }
     if let Some(retell) = wanted.retell {
         fields.push(("retell", json!(retell)));
     }
-    let vapi = wanted.vapi.or(present);
+    let vapi = vapi.or(present);
     if wanted.api_key.is_none() && wanted.signature.is_none() && wanted.secret.is_none() {
         if let Some(secrets) = signing::stored::<EndpointSecrets>(ctx, read.id).await? {
             check_credential(&secrets.signature, vapi.as_ref())?;
@@ -403,9 +414,9 @@ pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> R
     }
     let mut change = begin(ctx, &read).await?;
     if let Some(key) = wanted.api_key {
-        if key.is_none() && vapi.is_some() {
+        if key.is_none() && matches!(provider, ProviderKind::Vapi | ProviderKind::Retell) {
             return Err(ApiError::bad_request(
-                "apiKey cannot be taken away from an endpoint for Vapi",
+                "apiKey cannot be taken away: requests to Vapi and Retell need it",
             ));
         }
         change.secrets.api_key = key;
@@ -418,7 +429,7 @@ pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> R
     let mut made = None;
     if let Some(signature) = wanted.signature {
         let given = wanted.secret.is_some();
-        if given || !change.secrets.fit(&signature) {
+        if given || change.secrets.signing.is_empty() || !change.secrets.fit(&signature) {
             // Secrets of another scheme count no longer.
             change.secrets.signing.clear();
             if let Some(secret) = secret_for(&signature, wanted.secret)? {

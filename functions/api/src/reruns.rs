@@ -77,6 +77,7 @@ pub(crate) async fn rerun(
         )));
     }
     let manifest = ctx.store.manifest(origin.id).await?;
+    let same = wanted.target.is_none();
     let target: SimulationRunTarget = match wanted.target {
         Some(target) => target,
         None => {
@@ -86,7 +87,7 @@ pub(crate) async fn rerun(
     // A stored target as it is now: that it was changed is why one plays again.
     let transport = match wanted.transport {
         Some(transport) => transport,
-        None => transport(ctx, &origin).await?,
+        None => transport(ctx, &origin, same).await?,
     };
     let way = Way::to(ctx, org, &target, Some(&transport)).await?;
     let material = Material::read(ctx, &origin, manifest, &picked, OriginKind::Rerun).await?;
@@ -172,12 +173,14 @@ fn must_have_ended(origin: &RunHead, verb: &str) -> Result<(), ApiError> {
     )))
 }
 
-/// How a run reached its target, as a request says it.
-async fn transport(ctx: &Context, origin: &RunHead) -> Result<Transport, ApiError> {
+/// How a run reached its target, as its request said it; a number that it asked for only where the target is the `same`.
+async fn transport(ctx: &Context, origin: &RunHead, same: bool) -> Result<Transport, ApiError> {
     let provider =
         serde_json::from_value(json!(origin.transport)).map_err(|error| ApiError::internal(&error))?;
     let endpoint = origin.endpoint.map(|id| ("endpointId".to_owned(), json!(id)));
-    let number = ctx.store.target(origin.id).await?.get("number").cloned();
+    let target = ctx.store.target(origin.id).await?;
+    let asked = same && target.get("numberAsked").is_some();
+    let number = target.get("number").filter(|_| asked).cloned();
     let number = number.map(|number| ("targetNumber".to_owned(), number));
     Ok(Transport {
         provider,

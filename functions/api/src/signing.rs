@@ -79,6 +79,13 @@ impl<S: SecretSet> Change<S> {
     /// Adds a secret to sign with; gives its id.
     pub(crate) fn add(&mut self, ctx: &Context, secret: String) -> Result<Uuid, ApiError> {
         let signing = self.secrets.signing();
+        if signing.iter().any(|known| known.secret == secret) {
+            // Whoever deletes one of two that are the same believes that it counts no longer.
+            return Err(ApiError::bad_request(format!(
+                "{} has this secret already",
+                S::OWNER
+            )));
+        }
         if signing.len() >= MAX_SIGNING_SECRETS {
             return Err(ApiError::bad_request(format!(
                 "{} may have at most {MAX_SIGNING_SECRETS} secrets; delete one that is no longer used",

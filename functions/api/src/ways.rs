@@ -1,5 +1,8 @@
 //! The way to a run's target: in writing or by voice, through which endpoint, and what is known of the target.
 
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
 use ringback_shared::{
     context::Context,
     line::Line,
@@ -7,7 +10,7 @@ use ringback_shared::{
         Object,
         run::{SimulationRunTarget, Transport, TransportProvider},
     },
-    provider::{Dialect, Remote, is_e164},
+    provider::{Dialect, ProviderError, Remote, is_e164},
     store::{Definition, Kind, ListQuery, Snapshot},
 };
 use serde_json::{Value, json};
@@ -17,9 +20,11 @@ use crate::{definitions, http::ApiError, runs};
 
 /// How many endpoints are asked for an assistant that is not known here.
 const ASKED: usize = 20;
+/// How long they have to answer: a request has half a minute.
+const ASKED_WITHIN: Duration = Duration::from_secs(12);
 /// What is kept of an assistant that only its provider knows: what a conversation and its judge go by, and no servers, which may
 /// come with secrets.
-const KEPT: [&str; 12] = [
+const KEPT: [&str; 10] = [
     "id",
     "name",
     "firstMessage",
@@ -28,12 +33,11 @@ const KEPT: [&str; 12] = [
     "endCallMessage",
     "endCallFunctionEnabled",
     "maxDurationSeconds",
-    "voice",
-    "transcriber",
     "backgroundSound",
     "voicemailMessage",
 ];
 const KEPT_OF_MODEL: [&str; 5] = ["provider", "model", "messages", "temperature", "toolIds"];
+const KEPT_OF_SPEECH: [&str; 4] = ["provider", "voiceId", "model", "language"];
 const KEPT_OF_TOOLS: [&str; 4] = ["type", "name", "description", "function"];
 
 /// The way to a run's target.
@@ -77,8 +81,13 @@ impl Way {
             }
             (resolved, _) => resolved?,
         };
-        if let Some(number) = number_of(&target, transport)? {
+        let number = number_of(&target, transport, dialect.needs_number())?;
+        if let Some((number, asked)) = number {
             target["number"] = json!(number);
+            // A rerun asks for the same, but not for what the target's own number was.
+            if asked {
+                target["numberAsked"] = json!(true);
+            }
         } else if dialect.needs_number() {
             return Err(ApiError::bad_request(
                 "this voice provider calls the target's phone number: give it as transport.targetNumber, or as phoneNumber of \
@@ -136,20 +145,25 @@ fn cannot_chat(scenario: &Value) -> Option<&'static str> {
     )
 }
 
-/// The target's phone number: the request's, or the assistant's own.
-fn number_of(target: &Value, transport: Option<&Transport>) -> Result<Option<String>, ApiError> {
+/// The target's phone number, and whether it is the request's; or else it is the assistant's own, which is looked at closely only where
+/// it is `needed`.
+fn number_of(
+    target: &Value,
+    transport: Option<&Transport>,
+    needed: bool,
+) -> Result<Option<(String, bool)>, ApiError> {
     let asked = transport.and_then(|transport| transport.extra.get("targetNumber"));
     let own = target.get("assistant").or_else(|| target.get("squad"));
     let own = own.and_then(|target| target.get("phoneNumber"));
-    for (field, number) in [
-        ("transport.targetNumber", asked),
-        ("the target's phoneNumber", own),
+    for (field, number, is_asked) in [
+        ("transport.targetNumber", asked, true),
+        ("the target's phoneNumber", own, false),
     ] {
         match number {
             None | Some(Value::Null) => {}
-            Some(Value::String(number)) if is_e164(number) => return Ok(Some(number.clone())),
+            Some(Value::String(number)) if is_e164(number) => return Ok(Some((number.clone(), is_asked))),
             // An assistant may have something else under that name.
-            Some(Value::Object(_)) if field != "transport.targetNumber" => {}
+            Some(_) if !is_asked && !needed => {}
             Some(_) => {
                 return Err(ApiError::bad_request(format!(
                     "{field} must be a phone number in E.164, such as +15550100"
@@ -226,12 +240,18 @@ async fn elsewhere(
     id: &str,
     missing: ApiError,
 ) -> Result<Value, ApiError> {
-    let mut unanswered = None;
-    for &endpoint in asked {
+    let ask = |&endpoint: &Uuid| async move {
         let Ok(line) = Line::of(ctx, org, endpoint).await? else {
-            continue;
+            return Ok((endpoint, Ok(None)));
         };
-        match line.provider().assistant(&ctx.outbound, id).await {
+        let provider = line.provider();
+        let found = tokio::time::timeout(ASKED_WITHIN, provider.assistant(&ctx.outbound, id)).await;
+        let late = |_| Err(ProviderError::Unanswered("it takes too long".to_owned()));
+        Ok::<_, ApiError>((endpoint, found.unwrap_or_else(late)))
+    };
+    let mut unanswered = None;
+    for (endpoint, found) in try_join_all(asked.iter().map(ask)).await? {
+        match found {
             Ok(Some(assistant)) => {
                 let remote = Remote {
                     endpoint,
@@ -266,6 +286,11 @@ fn kept(assistant: &Object) -> Value {
             .collect()
     };
     let mut kept = pick(assistant, &KEPT);
+    for part in ["voice", "transcriber"] {
+        if let Some(speech) = assistant.get(part).and_then(Value::as_object) {
+            kept.insert(part.to_owned(), Value::Object(pick(speech, &KEPT_OF_SPEECH)));
+        }
+    }
     if let Some(model) = assistant.get("model").and_then(Value::as_object) {
         let mut short = pick(model, &KEPT_OF_MODEL);
         if let Some(tools) = model.get("tools").and_then(Value::as_array) {
@@ -286,6 +311,7 @@ mod tests {
     fn no_server_of_somebody_elses_assistant_is_kept() {
         let assistant = json!({
             "id": "a", "name": "Ada", "server": {"url": "https://s", "headers": {"x": "secret"}}, "credentials": [1],
+            "voice": {"provider": "custom-voice", "server": {"headers": {"x": "secret"}}, "fallbackPlan": {}},
             "model": {"provider": "openai", "model": "m", "knowledgeBase": {"server": {}}, "tools": [
                 {"type": "function", "function": {"name": "book"}, "server": {"secret": "s"}},
             ]},
@@ -293,7 +319,7 @@ mod tests {
         assert_eq!(
             kept(assistant.as_object().unwrap()),
             json!({
-                "id": "a", "name": "Ada",
+                "id": "a", "name": "Ada", "voice": {"provider": "custom-voice"},
                 "model": {"provider": "openai", "model": "m", "tools": [
                     {"type": "function", "function": {"name": "book"}},
                 ]},
@@ -328,18 +354,23 @@ mod tests {
                 .unwrap_or_default(),
         };
         let target = json!({"assistant": {"phoneNumber": "+15550100"}});
-        let number = |target: &Value, transport: Option<&Transport>| number_of(target, transport);
-        assert_eq!(number(&target, None).unwrap().as_deref(), Some("+15550100"));
+        let number = |target: &Value, transport: Option<&Transport>, needed| {
+            number_of(target, transport, needed).map_err(drop)
+        };
+        let found = |number: &str, asked| Ok(Some((number.to_owned(), asked)));
+        assert_eq!(number(&target, None, true), found("+15550100", false));
         let asked = transport(json!("+15550199"));
-        assert_eq!(
-            number(&target, Some(&asked)).unwrap().as_deref(),
-            Some("+15550199")
-        );
-        assert_eq!(number(&json!({}), Some(&transport(Value::Null))).unwrap(), None);
-        let object = json!({"assistant": {"phoneNumber": {"id": "p"}}});
-        assert_eq!(number(&object, None).unwrap(), None);
-        for odd in [json!("5550100"), json!(7), json!({})] {
-            assert!(number(&target, Some(&transport(odd))).is_err());
+        assert_eq!(number(&target, Some(&asked), true), found("+15550199", true));
+        assert_eq!(number(&json!({}), Some(&transport(Value::Null)), true), Ok(None));
+        for odd in [json!({"id": "p"}), json!("555-0100"), json!(7)] {
+            let own = json!({"assistant": {"phoneNumber": odd}});
+            assert_eq!(
+                number(&own, None, false),
+                Ok(None),
+                "it was never meant to be called"
+            );
+            assert_eq!(number(&own, None, true), Err(()));
+            assert_eq!(number(&target, Some(&transport(odd)), false), Err(()));
         }
     }
 }

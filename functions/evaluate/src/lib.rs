@@ -18,7 +18,7 @@ use ringback_shared::{
     llm::{ChatRequest, ModelError, Purpose},
     models::{evaluation::LatencyExpectation, simulation::CreateScenario},
     progress,
-    provider::{Event, More},
+    provider::{Event, More, ProviderError},
     queue::Message,
     store::{ItemDetail, ItemKey, NewEvent, StoreError, TransitionError},
     webhook::Correlation,
@@ -198,10 +198,18 @@ async fn whole(
     let wordless = line.kind.is_wordless();
     let deadline = Deadline::after(MORE_WITHIN);
     loop {
-        let more = line
-            .provider()
-            .more(&ctx.outbound, &call_id, &token, since, &record, wordless)
-            .await;
+        let provider = line.provider();
+        let more = provider.more(&ctx.outbound, &call_id, &token, since, &record, wordless);
+        let more = match tokio::time::timeout(deadline.left(), more).await {
+            Ok(more) => more,
+            Err(_) => Err(ProviderError::Unanswered("it takes too long".to_owned())),
+        };
+        // The claim was for what comes after this.
+        let now = ctx.clock.now_ms();
+        *item = ctx
+            .store
+            .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
+            .await?;
         match more {
             Ok(More::Nothing) => return Ok(record),
             Ok(More::Report(report)) => {
@@ -225,6 +233,9 @@ async fn whole(
             Ok(More::Later) => {}
             Err(error) => {
                 tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+                if !error.is_transient() {
+                    return Ok(record);
+                }
             }
         }
         if deadline.left() <= MORE_PAUSE {
@@ -232,11 +243,6 @@ async fn whole(
             return Ok(record);
         }
         tokio::time::sleep(MORE_PAUSE).await;
-        let now = ctx.clock.now_ms();
-        *item = ctx
-            .store
-            .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
-            .await?;
     }
 }
 

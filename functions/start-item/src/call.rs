@@ -1,6 +1,9 @@
 //! Does what a voice item is owed: places its call, looks it up, hangs it up.
 
-use std::panic::AssertUnwindSafe;
+use std::{
+    panic::AssertUnwindSafe,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use futures_util::FutureExt;
 use ringback_shared::{
@@ -60,15 +63,27 @@ pub(crate) async fn work(ctx: &Context, item: Item) -> Outcome {
             .as_ref()
             .is_some_and(|call| call.intended_at != Some(now)),
     };
-    let worker = Worker { ctx, owner };
+    let worker = Worker {
+        ctx,
+        owner,
+        ordered: AtomicBool::new(false),
+    };
     let done = AssertUnwindSafe(Box::pin(worker.perform(item.clone(), step)))
         .catch_unwind()
         .await;
     let done = match done {
+        // What was not sent need not be looked for.
+        Ok(Err(TransitionError::Store(error))) if worker.has_not_begun(step) => {
+            let failure = Failure::new(&error.to_string(), Some(Fault::Ringback));
+            worker.turned_away(item, step, &failure, 0).await
+        }
         Ok(done) => done,
         Err(_) => {
             let failure = Failure::new("Ringback failed on this call; see its log", Some(Fault::Ringback));
-            worker.broke_off(item, step, &failure, true).await
+            match worker.has_not_begun(step) {
+                true => worker.turned_away(item, step, &failure, 0).await,
+                false => worker.broke_off(item, step, &failure, true).await,
+            }
         }
     };
     match done {
@@ -96,6 +111,8 @@ fn since(item: &Item) -> i64 {
 struct Worker<'a> {
     ctx: &'a Context,
     owner: String,
+    /// Whether the order may have left.
+    ordered: AtomicBool,
 }
 
 impl Worker<'_> {
@@ -167,6 +184,7 @@ impl Worker<'_> {
             }
         }
         let order = self.order(&item, line).await?;
+        self.ordered.store(true, Ordering::Relaxed);
         match provider
             .place(&self.ctx.outbound, &order, &item.id().to_string())
             .await
@@ -193,13 +211,13 @@ impl Worker<'_> {
             Err(error) if !step.again && !matches!(error, ProviderError::Unanswered(_)) => {
                 tracing::warn!(run = %item.run, index = item.index, %error, "a call was not placed");
                 let failure = Failure::new(&error.to_string(), Some(error.fault()));
+                if let Some(rest_ms) = error.is_busy() {
+                    return self.turned_away(item, step, &failure, rest_ms).await;
+                }
                 let now = self.ctx.clock.now_ms();
                 self.ctx
                     .store
-                    .transition(item, |item| match error.is_busy() {
-                        Some(rest_ms) => item.turned_away(&self.owner, &failure, rest_ms, now),
-                        None => item.refused(&self.owner, &failure, now),
-                    })
+                    .transition(item, |item| item.refused(&self.owner, &failure, now))
                     .await?;
                 Ok(())
             }
@@ -258,11 +276,23 @@ impl Worker<'_> {
             Ok(Some(found)) if !overdue || (found.is_over() && found.facts(now).is_ok()) => {
                 self.learned(item, &found).await
             }
-            _ if overdue => {
-                let reason = match item.call_id() {
-                    Some(_) => "the voice provider did not report the call's end in time",
-                    None => UNKNOWN_ORDER,
+            found if overdue => {
+                let reason = match (item.call_id(), &found) {
+                    (Some(_), Ok(Some(found))) if found.is_waiting() => {
+                        "the voice provider did not begin the call in time"
+                    }
+                    (Some(_), _) => "the voice provider did not report the call's end in time",
+                    (None, _) => UNKNOWN_ORDER,
                 };
+                if let Ok(Some(found)) = &found
+                    && let Err(error) = line
+                        .provider()
+                        .end(&self.ctx.outbound, &found.report.call_id)
+                        .await
+                {
+                    // Its slots are given back all the same: it was told how long it may last.
+                    tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be ended");
+                }
                 let failure = Failure::new(reason, Some(Fault::Provider));
                 self.broke_off(item, step, &failure, false).await
             }
@@ -363,8 +393,34 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Nothing was sent for an order that may be the first, and somebody who tries cannot succeed at once.
+    fn has_not_begun(&self, step: Step) -> bool {
+        step.owed == Owed::Start && !step.again && !self.ordered.load(Ordering::Relaxed)
+    }
+
+    /// The order was not sent or was turned away: it is owed again.
+    async fn turned_away(
+        &self,
+        item: Item,
+        step: Step,
+        failure: &Failure,
+        rest_ms: i64,
+    ) -> Result<(), TransitionError> {
+        let now = self.ctx.clock.now_ms();
+        self.ctx
+            .store
+            .transition(item, |item| {
+                item.turned_away(&self.owner, failure, step.again, rest_ms, now)
+            })
+            .await?;
+        Ok(())
+    }
+
     async fn failed(&self, item: Item, step: Step, error: &ProviderError) -> Result<(), TransitionError> {
         let failure = Failure::new(&error.to_string(), Some(error.fault()));
+        if let (Owed::Start, Some(rest_ms)) = (step.owed, error.is_busy()) {
+            return self.turned_away(item, step, &failure, rest_ms).await;
+        }
         self.broke_off(item, step, &failure, error.is_transient()).await
     }
 

@@ -52,6 +52,14 @@ pub struct Call {
     /// When its longest duration is over, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<i64>,
+    /// How often its order could not be sent, or was turned away by a provider that was too busy.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub turned_away: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Call {
@@ -101,6 +109,7 @@ impl Item {
                 endpoint,
                 intended_at: None,
                 deadline: None,
+                turned_away: 0,
             }),
             ..self.queued()
         }
@@ -181,8 +190,8 @@ impl Item {
         self.without_intent().fail(owner, failure, now)
     }
 
-    /// The provider turned the first order away, because it has too much to do: there is no call, and the same order is owed again
-    /// after a pause of at least `rest_ms` milliseconds.
+    /// The order was not sent, or the provider turned it away because it has too much to do: it is owed again after a pause of at least
+    /// `rest_ms` milliseconds. Where it was the first order there is no call; with `again` an earlier one may have been taken.
     ///
     /// # Errors
     /// When the worker holds the item no longer.
@@ -190,6 +199,7 @@ impl Item {
         &self,
         owner: &str,
         failure: &Failure,
+        again: bool,
         rest_ms: i64,
         now: i64,
     ) -> Result<Self, Refused> {
@@ -198,13 +208,21 @@ impl Item {
         if self.owed != Owed::Start {
             return Err(Refused::Past);
         }
-        if self.attempts + 1 >= MAX_TURNED_AWAY {
-            return self.refused(owner, failure, now);
+        let basis = if again {
+            self.clone()
+        } else {
+            self.without_intent()
+        };
+        let times = self.call.as_ref().map_or(0, |call| call.turned_away) + 1;
+        if times >= MAX_TURNED_AWAY {
+            return basis.fail(owner, failure, now);
         }
-        let mut item = self.without_intent().next(now);
-        item.attempts += 1;
+        let mut item = basis.next(now);
+        if let Some(call) = &mut item.call {
+            call.turned_away = times;
+        }
         item.lease = None;
-        item.pause(pause_ms(item.attempts).min(TURNED_AWAY_MS).max(rest_ms), now);
+        item.pause(pause_ms(times).min(TURNED_AWAY_MS).max(rest_ms), now);
         Ok(item)
     }
 
@@ -266,7 +284,9 @@ impl Item {
 
     pub(super) fn owe_look_up(&mut self, now: i64) {
         self.owe(Owed::LookUp, now);
-        self.due_at = Some(now + LOOK_EVERY_MS);
+        // When the call must be over, somebody looks at once.
+        let over = self.call.as_ref().and_then(Call::over_at).unwrap_or(i64::MAX);
+        self.due_at = Some((now + LOOK_EVERY_MS).min(over.max(now)));
     }
 
     /// Brings slots and what is owed in line with what is known: an item gives its slots back when its conversation is over,
@@ -353,6 +373,51 @@ mod tests {
         );
         assert!(item.slots.is_empty());
         assert_eq!(item.call_id(), Some("call-1"));
+    }
+
+    #[test]
+    fn an_order_that_was_turned_away_is_owed_again_and_not_for_ever() {
+        let failure = Failure::new("busy", Some(Fault::Provider));
+        let mut item = placed();
+        let away = item.turned_away("a", &failure, false, 90_000, NOW).unwrap();
+        let call = away.call.clone().unwrap();
+        assert_eq!((call.intended_at, call.turned_away, away.attempts), (None, 1, 0));
+        assert_eq!(away.not_before, Some(NOW + 90_000), "when it says");
+        assert_eq!(
+            (away.owed, away.slots.calls.len()),
+            (Owed::Start, CALL_SLOTS),
+            "it keeps its slots"
+        );
+        assert!(
+            away.turned_away("a", &failure, false, 0, NOW).is_err(),
+            "it is nobody's"
+        );
+        let again = item.turned_away("a", &failure, true, 0, NOW).unwrap();
+        let intended = again.call.as_ref().and_then(|call| call.intended_at);
+        assert_eq!(intended, Some(NOW), "an earlier order may have been taken");
+        let mut now = NOW;
+        for times in 1..MAX_TURNED_AWAY {
+            item = item.turned_away("a", &failure, false, 0, now).unwrap();
+            now = item.not_before.unwrap();
+            assert!(now - item.updated_at <= TURNED_AWAY_MS, "{times}");
+            item = item.claim_call("a", LEASE, LONGEST, now).unwrap();
+        }
+        let item = item.turned_away("a", &failure, false, 0, now).unwrap();
+        assert_eq!(
+            (item.state, item.owed),
+            (State::Failed, Owed::Nothing),
+            "there is no call"
+        );
+        assert!(item.slots.is_empty());
+    }
+
+    #[test]
+    fn a_call_is_looked_up_at_once_when_it_must_be_over() {
+        let item = placed().placed("a", "call-1", NOW + LONGEST + 30_000);
+        assert_eq!(item.due_at, Some(NOW + LONGEST + GRACE_MS));
+        let late = NOW + LONGEST + GRACE_MS + 5;
+        let item = placed().placed("a", "call-1", late);
+        assert_eq!(item.due_at, Some(late));
     }
 
     #[test]

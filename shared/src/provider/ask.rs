@@ -124,11 +124,10 @@ impl Provider<'_> {
             }
             _ => String::new(),
         };
-        // Some repeat the key that they do not like.
-        let said = match self.api_key {
-            Some(key) => said.replace(key, "(the key)"),
-            None => said,
-        };
+        // Some repeat what they do not like: the key, or an order with the secret in it.
+        let secrets = self.hook_headers.iter().map(|(_, value)| value.as_str());
+        let secrets = self.api_key.into_iter().chain(secrets);
+        let said = secrets.fold(said, |said, secret| said.replace(secret, "(the key)"));
         let said: String = said.chars().take(MAX_MESSAGE).collect();
         ProviderError::Refused {
             status: status.as_u16(),

@@ -24,9 +24,9 @@ pub enum VapiCalls {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VapiSettings {
-    /// How calls are carried. It cannot be changed later.
-    #[serde(default)]
-    pub calls: VapiCalls,
+    /// How calls are carried: by simulations unless it says so. It cannot be changed later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<VapiCalls>,
     /// Vapi's id of the phone number that testers call from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = MAX_NAME))]
@@ -36,6 +36,14 @@ pub struct VapiSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = MAX_NAME))]
     pub credential_id: Option<String>,
+}
+
+impl VapiSettings {
+    /// How calls are carried.
+    #[must_use]
+    pub fn way(&self) -> VapiCalls {
+        self.calls.unwrap_or_default()
+    }
 }
 
 /// What Ringback has to know to place calls at Retell.
@@ -70,7 +78,7 @@ impl Validate for VapiSettings {
                 check::length(path, name, text, 1, MAX_NAME, faults);
             }
         }
-        if self.calls == VapiCalls::Phone && self.phone_number_id.is_none() {
+        if self.calls == Some(VapiCalls::Phone) && self.phone_number_id.is_none() {
             faults.push(format!(
                 "{} is required where calls is phone: Vapi's id of the number that testers call from",
                 check::join(path, "phoneNumberId")
@@ -123,7 +131,7 @@ impl Dialect {
     pub fn needs_number(&self) -> bool {
         match self {
             Self::Generic => false,
-            Self::Vapi(settings) => settings.calls == VapiCalls::Phone,
+            Self::Vapi(settings) => settings.way() == VapiCalls::Phone,
             Self::Retell(_) => true,
         }
     }
@@ -241,7 +249,7 @@ mod tests {
             assert_eq!(is_e164(text), good, "{text}");
         }
         let settings = |calls, id: Option<&str>| VapiSettings {
-            calls,
+            calls: Some(calls),
             phone_number_id: id.map(str::to_owned),
             credential_id: None,
         };

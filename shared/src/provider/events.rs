@@ -131,15 +131,22 @@ pub enum Said {
 }
 
 /// Reads the body of a verified event. `at` is which hook it was sent to, which counts where a generic event does not say
-/// what it is. The content type tells a form from JSON, where a provider sends both.
+/// what it is. The content type tells a form from JSON, where a provider sends both. `agent` is the side that the agent of Vapi or Retell
+/// is where the event does not say it.
 ///
 /// # Errors
 /// What is wrong with it, without any of its content.
-pub fn said(kind: ProviderKind, at: Event, body: &[u8], content_type: Option<&str>) -> Result<Said, String> {
+pub fn said(
+    kind: ProviderKind,
+    at: Event,
+    body: &[u8],
+    content_type: Option<&str>,
+    agent: Side,
+) -> Result<Said, String> {
     match kind {
         ProviderKind::Generic => generic(at, body),
-        ProviderKind::Vapi => vapi::said(&parsed(body)?),
-        ProviderKind::Retell => retell::said(&parsed(body)?),
+        ProviderKind::Vapi => vapi::said(&parsed(body)?, agent),
+        ProviderKind::Retell => retell::said(&parsed(body)?, agent),
         ProviderKind::Elevenlabs => elevenlabs::said(&parsed(body)?),
         ProviderKind::Bland => bland::said(&parsed(body)?),
         ProviderKind::Twilio => twilio::said(body, content_type),
@@ -502,7 +509,7 @@ mod testing {
 
     /// What a fixture says, without what it does not say.
     pub(super) fn read(kind: ProviderKind, body: &str) -> (Event, Value) {
-        match said(kind, Event::Ended, body.as_bytes(), None).unwrap() {
+        match said(kind, Event::Ended, body.as_bytes(), None, Side::Target).unwrap() {
             Said::Report { event, report } => (event, shown(&report)),
             Said::Ignored(name) => panic!("ignored: {name}"),
         }
@@ -527,7 +534,7 @@ mod testing {
     }
 
     pub(super) fn ignored_as(kind: ProviderKind, body: &str) -> String {
-        match said(kind, Event::Ended, body.as_bytes(), None).unwrap() {
+        match said(kind, Event::Ended, body.as_bytes(), None, Side::Target).unwrap() {
             Said::Ignored(name) => name.into_owned(),
             Said::Report { report, .. } => panic!("a report: {report:?}"),
         }
@@ -544,7 +551,7 @@ mod testing {
     }
 
     pub(super) fn complaint(kind: ProviderKind, body: &str) -> String {
-        said(kind, Event::Ended, body.as_bytes(), None).unwrap_err()
+        said(kind, Event::Ended, body.as_bytes(), None, Side::Target).unwrap_err()
     }
 }
 
@@ -639,7 +646,15 @@ mod tests {
 
     #[test]
     fn a_generic_event_says_what_it_is_or_goes_by_its_hook() {
-        let at = |body: &str| said(ProviderKind::Generic, Event::Started, body.as_bytes(), None);
+        let at = |body: &str| {
+            said(
+                ProviderKind::Generic,
+                Event::Started,
+                body.as_bytes(),
+                None,
+                Side::Target,
+            )
+        };
         for (body, expected) in [
             (r#"{"callId": "c"}"#, Event::Started),
             (r#"{"type": null, "callId": "c"}"#, Event::Started),
@@ -842,7 +857,7 @@ mod tests {
 
     /// A report must be one that is kept and read again.
     fn check(kind: ProviderKind, body: &[u8]) -> Result<(), TestCaseError> {
-        if let Ok(Said::Report { report, .. }) = said(kind, Event::Ended, body, None) {
+        if let Ok(Said::Report { report, .. }) = said(kind, Event::Ended, body, None, Side::Target) {
             if kind != ProviderKind::Generic {
                 prop_assert!(!report.call_id.is_empty());
                 for time in [&report.started_at, &report.ended_at].into_iter().flatten() {

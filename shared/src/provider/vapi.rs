@@ -27,11 +27,13 @@ use crate::{
 };
 
 /// How many runs and calls Vapi lists on a page.
-const PAGE: usize = 100;
+const PAGE: usize = 50;
 /// How many pages are looked through for an order.
-const PAGES: usize = 10;
-/// How far Vapi's clock may be behind, in milliseconds.
+const PAGES: usize = 20;
+/// How far Vapi's clock may be from the own one, in milliseconds.
 const CLOCKS_MS: i64 = 120_000;
+/// How long after it was meant an order may have come to Vapi, in milliseconds.
+const ON_ITS_WAY_MS: i64 = 180_000;
 /// The longest name of a scenario, personality or simulation.
 const MAX_NAME: usize = 80;
 /// What belongs to Ringback's own definitions and is no part of an assistant.
@@ -90,10 +92,38 @@ fn name(order: &Order) -> String {
     name.chars().take(MAX_NAME).collect()
 }
 
+/// A squad whose members are described, not named: their ids are Ringback's.
+fn whole_squad(squad: &Value) -> Value {
+    let mut squad = plain(squad);
+    let members = squad.get_mut("members").and_then(Value::as_array_mut);
+    for member in members.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if let Some(assistant) = member.get("assistant").map(plain) {
+            member.remove("assistantId");
+            member.insert("assistant".to_owned(), assistant);
+        }
+    }
+    squad
+}
+
+/// How long the tester's call may last, in seconds: its own time or the order's, whichever is shorter.
+fn longest(tester: &Object, order: &Order) -> u64 {
+    let most = u64::from(order.max_duration_seconds);
+    let own = tester.get("maxDurationSeconds").and_then(Value::as_f64);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a number that is neither negative nor large"
+    )]
+    own.filter(|own| (1.0..1e9).contains(own))
+        .map_or(most, |own| (own as u64).min(most))
+}
+
 /// The personality's assistant, marked as the tester: both legs are calls, and one must not be taken for the other.
 fn tester(order: &Order) -> Value {
     let mut tester = plain(&order.personality);
     if let Some(fields) = tester.as_object_mut() {
+        let longest = longest(fields, order);
+        fields.insert("maxDurationSeconds".to_owned(), json!(longest));
         let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
         match metadata.as_object_mut() {
             Some(metadata) => _ = metadata.insert("ringback".to_owned(), json!({"agent": Side::Tester})),
@@ -136,7 +166,7 @@ fn simulation(provider: &Provider<'_>, settings: &VapiSettings, order: &Order) -
         }
     }
     let target = match (order.target.get("squad"), order.target.get("assistantId")) {
-        (Some(squad), _) => json!({"type": "squad", "squad": plain(squad)}),
+        (Some(squad), _) => json!({"type": "squad", "squad": whole_squad(squad)}),
         (None, Some(id)) => json!({"type": "assistant", "assistantId": id}),
         (None, None) => {
             let assistant = order.target.get("assistant").unwrap_or(&Value::Null);
@@ -159,10 +189,7 @@ fn simulation(provider: &Provider<'_>, settings: &VapiSettings, order: &Order) -
 fn phone_call(provider: &Provider<'_>, settings: &VapiSettings, order: &Order) -> Value {
     let mut tester = plain(&order.tester);
     if let Some(tester) = tester.as_object_mut() {
-        let longest = tester.get("maxDurationSeconds").and_then(Value::as_u64);
-        let longest = longest.map_or(order.max_duration_seconds.into(), |own| {
-            own.min(order.max_duration_seconds.into())
-        });
+        let longest = longest(tester, order);
         let mut metadata = match tester.get("metadata") {
             Some(Value::Object(metadata)) => metadata.clone(),
             _ => Map::new(),
@@ -197,7 +224,7 @@ pub(super) async fn place(
     settings: &VapiSettings,
     order: &Order,
 ) -> Result<CallReport, ProviderError> {
-    let (url, body) = match settings.calls {
+    let (url, body) = match settings.way() {
         VapiCalls::Simulations => (
             provider.at(&["eval", "simulation", "run"])?,
             simulation(provider, settings, order),
@@ -240,8 +267,12 @@ fn found_item(run: &str, item: &Value) -> Found {
     let call = call.unwrap_or(&Value::Null);
     let owned = |value: Option<&str>| value.map(str::to_owned);
     let messages = call.get("messages").and_then(Value::as_array).cloned();
-    let silent = messages.as_ref().is_none_or(Vec::is_empty) && texts(call, "transcript").is_none();
-    let failed = texts(item, "status") == Some("failed");
+    // Ringback's own evaluation is not required: what failed, failed for another reason.
+    let fault = match texts(item, "status") {
+        Some("canceled") => Some(Fault::Ringback),
+        Some("failed") => Some(Fault::Provider),
+        _ => None,
+    };
     let ended_at = ["completedAt", "failedAt", "canceledAt"]
         .iter()
         .find_map(|field| texts(item, field));
@@ -253,7 +284,8 @@ fn found_item(run: &str, item: &Value) -> Found {
             ended_at: owned(ended_at),
             ended_reason: match texts(item, "status") {
                 Some("canceled") => Some("canceled".to_owned()),
-                _ => owned(texts(item, "failureReason").filter(|_| failed)),
+                Some("failed") => owned(texts(item, "failureReason")),
+                _ => None,
             },
             transcript: owned(texts(call, "transcript")),
             messages,
@@ -262,8 +294,7 @@ fn found_item(run: &str, item: &Value) -> Found {
                 call.get("monitor")
                     .and_then(|monitor| texts(monitor, "listenUrl")),
             ),
-            // Where nobody said a word, it was not the target's words that failed.
-            fault: (failed && silent).then_some(Fault::Provider),
+            fault,
             detail: Some(json!({"simulationRunItemId": item.get("id"), "callId": item.get("callId")})),
             ..CallReport::default()
         },
@@ -291,8 +322,8 @@ pub(super) async fn look_up(
     correlation: &str,
     since: i64,
 ) -> Result<Option<Found>, ProviderError> {
-    let since = iso(since - CLOCKS_MS);
-    match (settings.calls, call_id) {
+    let since = (iso(since - CLOCKS_MS), iso(since + CLOCKS_MS + ON_ITS_WAY_MS));
+    match (settings.way(), call_id) {
         (VapiCalls::Simulations, Some(run)) => run_of(provider, outbound, run).await,
         (VapiCalls::Simulations, None) => match find_run(provider, outbound, correlation, &since).await? {
             Some(run) => run_of(provider, outbound, &run).await,
@@ -325,7 +356,8 @@ async fn run_of(
         Some(item) => {
             let mut found = found_item(run, item);
             if let (true, Some(call)) = (found.is_over(), texts(item, "callId"))
-                && let Some(leg) = legs(provider, outbound, call, None).await?
+                // What only the leg says can do without.
+                && let Ok(Some(leg)) = legs(provider, outbound, call, None).await
             {
                 let report = &mut found.report;
                 report.turn_latencies = leg.turn_latencies;
@@ -346,14 +378,15 @@ async fn find_run(
     provider: &Provider<'_>,
     outbound: &Outbound,
     correlation: &str,
-    since: &str,
+    (since, until): &(String, String),
 ) -> Result<Option<String>, ProviderError> {
     for page in 1..=PAGES {
         let mut url = provider.at(&["eval", "simulation", "run"])?;
         url.query_pairs_mut()
             .append_pair("page", &page.to_string())
             .append_pair("limit", &PAGE.to_string())
-            .append_pair("createdAtGe", since);
+            .append_pair("createdAtGe", since)
+            .append_pair("createdAtLe", until);
         let (status, body) = provider.ask(outbound, get(url)).await?;
         if !status.is_success() {
             return Err(provider.refusal(status, &body));
@@ -398,19 +431,17 @@ async fn find_call(
     outbound: &Outbound,
     settings: &VapiSettings,
     correlation: &str,
-    since: &str,
+    (since, until): &(String, String),
 ) -> Result<Option<Found>, ProviderError> {
-    let mut until: Option<String> = None;
+    let mut until = until.clone();
     for _ in 0..PAGES {
         let mut url = provider.at(&["call"])?;
         url.query_pairs_mut()
             .append_pair("limit", &PAGE.to_string())
-            .append_pair("createdAtGe", since);
+            .append_pair("createdAtGe", since)
+            .append_pair("createdAtLe", &until);
         if let Some(id) = &settings.phone_number_id {
             url.query_pairs_mut().append_pair("phoneNumberId", id);
-        }
-        if let Some(until) = &until {
-            url.query_pairs_mut().append_pair("createdAtLe", until);
         }
         let (status, body) = provider.ask(outbound, get(url)).await?;
         if !status.is_success() {
@@ -427,10 +458,10 @@ async fn find_call(
             return Ok(Some(found_call(call)));
         }
         let oldest = calls.iter().filter_map(|call| texts(call, "createdAt")).min();
-        if calls.len() < PAGE || oldest.is_none() || oldest == until.as_deref() {
-            return Ok(None);
+        match oldest {
+            Some(oldest) if calls.len() >= PAGE && oldest != until => until = oldest.to_owned(),
+            _ => return Ok(None),
         }
-        until = oldest.map(str::to_owned);
     }
     Err(ProviderError::Unanswered(
         "it has more calls than can be looked through".to_owned(),
@@ -443,7 +474,7 @@ pub(super) async fn end(
     settings: &VapiSettings,
     call_id: &str,
 ) -> Result<bool, ProviderError> {
-    match settings.calls {
+    match settings.way() {
         VapiCalls::Simulations => {
             let ask = Ask {
                 method: Method::PATCH,
@@ -488,8 +519,8 @@ pub(super) async fn end(
             // Not with the key: whoever the URL belongs to, it is not asked for.
             let (status, body) = provider.ask_bare(outbound, ask).await?;
             match status {
-                _ if is_gone(status) => Ok(true),
-                _ if status.is_success() => Ok(false),
+                // It may be over, or not be up yet: who asks again looks first.
+                _ if is_gone(status) || status.is_success() => Ok(false),
                 _ => Err(provider.refusal(status, &body)),
             }
         }

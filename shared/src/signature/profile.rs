@@ -374,7 +374,7 @@ impl Profile {
                 }
             }
             (_, KeyEncoding::Utf8) => {
-                if text.chars().count() <= MAX_SECRET && plain(text) {
+                if short && plain(text) {
                     Ok(text.into())
                 } else {
                     Err(SecretError::Text)

@@ -1692,7 +1692,7 @@ fn secrets_are_checked_by_their_scheme() {
         ),
         (
             Scheme::Github,
-            vec!["It's ä".to_owned(), "ä".repeat(MAX_SECRET)],
+            vec!["It's ä".to_owned(), "ä".repeat(MAX_SECRET / 2)],
             vec![
                 " ".to_owned(),
                 "\n".to_owned(),

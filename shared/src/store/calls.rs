@@ -245,8 +245,7 @@ impl Store {
     /// When the table cannot be written.
     pub async fn count_ignored(&self, endpoint: Uuid, kind: &str) -> Result<(), StoreError> {
         let (pk, _) = endpoint_key(endpoint);
-        let add = Write::add(&pk, &format!("{IGNORED}{kind}"), COUNT, 1);
-        Ok(self.transact(vec![add]).await?)
+        self.add(&pk, &format!("{IGNORED}{kind}"), COUNT, 1).await
     }
 
     /// How many events of an endpoint said nothing about an item, by their kinds.

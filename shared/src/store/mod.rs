@@ -459,6 +459,22 @@ impl Store {
         })
     }
 
+    /// Adds to a number of a row, which there need not be. Unlike in a transaction, those who add at the same time do not meet.
+    async fn add(&self, pk: &str, sk: &str, name: &str, amount: i64) -> Result<(), StoreError> {
+        self.client
+            .update_item()
+            .table_name(&*self.table)
+            .set_key(Some(key(pk, sk)))
+            .update_expression("ADD #name :amount")
+            .expression_attribute_names("#name", name)
+            .expression_attribute_values(":amount", number(amount))
+            .set_return_consumed_capacity(self.capacity())
+            .send()
+            .await
+            .map(|_| ())
+            .map_err(|error| service_error("UpdateItem", &error))
+    }
+
     async fn put_once(&self, request: PutItemFluentBuilder) -> Result<(), PutError> {
         let error = match request.send().await {
             Ok(answer) => {

@@ -20,7 +20,8 @@ const KINDS: &[&str] = &[
     "transfer_started",
 ];
 
-pub(super) fn said(body: &Value) -> Result<Said, String> {
+/// `usual` is the side of Retell's agent in a call that does not say it.
+pub(super) fn said(body: &Value, usual: Side) -> Result<Said, String> {
     let kind = text(body, "/event").ok_or_else(|| missing("event"))?;
     if !matches!(kind, "call_started" | "call_ended" | "call_analyzed") {
         return Ok(ignored(KINDS, kind));
@@ -36,7 +37,8 @@ pub(super) fn said(body: &Value) -> Result<Said, String> {
         }));
     }
     // The second of the two says all of the first, and the analysis.
-    Ok(ended(report_of_call(call, agent_of_call(call))))
+    let agent = ours([call.get("metadata")]).agent.unwrap_or(usual);
+    Ok(ended(report_of_call(call, agent)))
 }
 
 /// Which side Retell's agent is in a call: what Ringback put into it, the target where it put in nothing.

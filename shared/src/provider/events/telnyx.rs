@@ -97,6 +97,7 @@ fn blame(cause: &str, sip: Option<f64>) -> Blame {
         "user_busy" | "no_answer" | "not_found" | "timeout" => Blame::Other,
         "originator_cancel" => Blame::Ringback,
         // Some say no more than their answer.
+        "unspecified" if sip.is_some_and(|code| (200.0..300.0).contains(&code)) => Blame::Nobody,
         "unspecified" => unconnected(sip),
         _ => Blame::Provider,
     }
@@ -172,6 +173,7 @@ mod tests {
             ("originator_cancel", "487", Some("ringback")),
             ("unspecified", "unspecified", Some("provider")),
             ("unspecified", "486", Some("target")),
+            ("unspecified", "200", None),
             ("made_up", "200", Some("provider")),
         ] {
             let parts = [

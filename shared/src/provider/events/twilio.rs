@@ -163,7 +163,15 @@ mod tests {
                 })
             );
         }
-        let said = |body: &str, content_type| said(Twilio, Event::Ended, body.as_bytes(), Some(content_type));
+        let said = |body: &str, content_type| {
+            said(
+                Twilio,
+                Event::Ended,
+                body.as_bytes(),
+                Some(content_type),
+                Side::Target,
+            )
+        };
         for content_type in ["application/x-www-form-urlencoded; charset=UTF-8", "text/plain"] {
             assert!(said(COMPLETED, content_type).is_ok());
         }

@@ -54,7 +54,8 @@ const STATES: &[(&str, &str)] = &[
     ("deletion-failed", "status-update.deletion-failed"),
 ];
 
-pub(super) fn said(body: &Value) -> Result<Said, String> {
+/// `usual` is the side of Vapi's assistant in a call that does not say it.
+pub(super) fn said(body: &Value, usual: Side) -> Result<Said, String> {
     // The hooks of simulations come without a wrapper, by some accounts also with one.
     let message = body
         .get("message")
@@ -64,7 +65,8 @@ pub(super) fn said(body: &Value) -> Result<Said, String> {
         "status-update" => status(message),
         "end-of-call-report" => {
             let call = call_of(message)?;
-            Ok(ended(report(&[message, call], agent(&[message, call]))))
+            let agent = marks(&[message, call]).agent.unwrap_or(usual);
+            Ok(ended(report(&[message, call], agent)))
         }
         "simulation.run.started" => Ok(started(simulation(message)?)),
         "simulation.run.ended" => Ok(ended(simulation_end(message)?)),
@@ -105,14 +107,10 @@ fn marks(sources: &[&Value]) -> Ours {
     )
 }
 
-fn agent(sources: &[&Value]) -> Side {
-    marks(sources).agent.unwrap_or_default()
-}
-
 /// Which side Vapi's assistant is in a call: what Ringback put into it, the target where it put in nothing.
 #[must_use]
 pub fn agent_of_call(call: &Value) -> Side {
-    agent(&[call])
+    marks(&[call]).agent.unwrap_or_default()
 }
 
 /// What a call as Vapi shows it says, where its assistant is the side `agent`.
