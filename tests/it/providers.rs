@@ -740,6 +740,31 @@ async fn an_assistant_that_only_vapi_knows_is_chatted_with_there() {
         "{refused}"
     );
 
+    // Who has too much to do is asked when it says.
+    vapi.placing(Placing::Busy {
+        retry_after_seconds: 1,
+        times: 1,
+    });
+    let created = api
+        .post(RUNS, &run(json!([inline(&booked, &waits)]), target.clone(), 1))
+        .await;
+    assert_eq!(
+        counts(&ended(&api, text(&created["id"])).await),
+        [1, 1, 0, 0, 0, 0]
+    );
+    // A turn that may have been taken is not taken again: the assistant may have booked something in it.
+    vapi.placing(Placing::AcceptWithoutAnswer);
+    let before = vapi.chats().len();
+    let created = api
+        .post(RUNS, &run(json!([inline(&booked, &waits)]), target.clone(), 1))
+        .await;
+    assert_eq!(
+        counts(&ended(&api, text(&created["id"])).await),
+        [1, 0, 1, 0, 0, 0]
+    );
+    assert_eq!(vapi.chats().len(), before + 1);
+    let item = api.get(&item_path(&created, 0)).await;
+    assert_eq!(item["failureFault"], "provider", "{item:#}");
     // An outage of Vapi is nobody's failure but its own.
     vapi.placing(Placing::Refuse(400));
     let created = api
@@ -1050,8 +1075,8 @@ async fn a_provider_that_never_calls_back_is_resolved_by_look_up_soon_after_its_
 /// How many webhooks the flood has. The full 10,000 are for an optimized program: `RINGBACK_WEBHOOKS=10000`, with
 /// `RINGBACK_TEST_PROGRAM` naming it.
 fn webhooks() -> usize {
-    let wanted = std::env::var("RINGBACK_WEBHOOKS").ok();
-    wanted.map_or(520, |wanted| wanted.parse().unwrap())
+    let wanted = std::env::var_os("RINGBACK_WEBHOOKS");
+    wanted.map_or(520, |wanted| wanted.to_str().unwrap().parse().unwrap())
 }
 
 /// How many webhooks come in a second.

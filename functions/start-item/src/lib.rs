@@ -63,7 +63,12 @@ enum Stop {
     /// The store failed: the claim runs out and somebody goes on.
     Store(StoreError),
     /// A side of the conversation failed.
-    Failed { failure: Failure, transient: bool },
+    Failed {
+        failure: Failure,
+        transient: bool,
+        /// How long whoever failed wants to be left alone, in milliseconds.
+        rest_ms: i64,
+    },
 }
 
 impl From<StoreError> for Stop {
@@ -152,6 +157,7 @@ async fn work(ctx: &Context, message: Message, deadline: Deadline) -> Outcome {
         Err(Stop::Failed {
             failure,
             transient: true,
+            rest_ms: 0,
         })
     });
     worker.hand_over(talked).await
@@ -277,6 +283,7 @@ impl Worker<'_> {
             Stop::Failed {
                 failure: failure.with(if late { Cause::Timeout } else { Cause::Error }),
                 transient: error.is_transient(),
+                rest_ms: 0,
             }
         };
         let (endpoint, name) = self.ctx.config.models.resolve(model, purpose).map_err(failed)?;
@@ -307,6 +314,7 @@ impl Worker<'_> {
                 Some(Fault::Ringback),
             ),
             transient: false,
+            rest_ms: 0,
         })?;
         let (outbound, within) = (self.ctx.outbound.clone(), self.ctx.config.models.timeout);
         let provider = line.provider();
@@ -317,7 +325,9 @@ impl Worker<'_> {
                 &format!("the chat with the target broke off: {error}"),
                 Some(error.fault()),
             ),
-            transient: error.is_transient(),
+            // A turn that may have been taken is not taken again: its tools may have been run.
+            transient: error.is_busy().is_some(),
+            rest_ms: error.is_busy().unwrap_or_default(),
         })
     }
 
@@ -411,12 +421,16 @@ impl Worker<'_> {
                     })
                     .await
             }
-            Err(Stop::Failed { failure, transient }) => {
+            Err(Stop::Failed {
+                failure,
+                transient,
+                rest_ms,
+            }) => {
                 tracing::warn!(%run, index, transient, reason = failure.reason, "the conversation broke off");
                 store
                     .transition(self.item, |item| {
                         let next = match transient {
-                            true => item.retry(owner, &failure, progressed, now),
+                            true => item.retry_after(owner, &failure, progressed, rest_ms, now),
                             false => item.fail(owner, &failure, now),
                         };
                         Ok(next?.charged(&costs))

@@ -49,6 +49,7 @@ impl Worker<'_> {
                     return Err(Stop::Failed {
                         failure: Failure::new(&reason, Some(Fault::Target)).with(Cause::Timeout),
                         transient: false,
+                        rest_ms: 0,
                     });
                 }
             };
