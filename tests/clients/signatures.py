@@ -17,11 +17,13 @@ import hmac
 import http.client
 import json
 import os
+import pathlib
 import random
 import secrets
 import sys
 import threading
 import time
+import unittest.mock
 import urllib.parse
 import uuid
 from typing import Callable
@@ -774,6 +776,47 @@ def livekit_s_known_vector_comes_out():
         "NiI6IkNvRVF6MWNocUo5Ym5aUmNPUmRkanBsa3Zwam1QdWptTFRSNDJEYmVmWUk9In0"
     )
     same(b64url(mac(b"abababa", known.encode())), "QLlQ-5xMtFLk_JfRbssfOlqXMkhStbUKIwDTMCaicfw", "its signature")
+
+
+@check
+def what_the_stand_ins_sign_is_believed():
+    """The providers that tests/it puts in Vapi's, Retell's and everybody's place sign so, as a test there says."""
+    path = pathlib.Path(__file__).parent.parent / "fixtures" / "signed.json"
+    signed = json.loads(path.read_text(encoding="utf-8"))
+
+    def by_retell(one, body):
+        signature = one["headers"]["x-retell-signature"]
+        return webhook_auth.symmetric["verify"](body, one["key"], signature, {"timestamp": one["at"]})
+
+    def by_stripe(one, body):
+        # Vapi has no library that verifies; what its HMAC credential signs is what Stripe does.
+        headers = one["headers"]
+        header = f"t={headers['x-timestamp']},v1={headers['x-signature']}"
+        return stripe.WebhookSignature.verify_header(body, header, one["key"])
+
+    def by_standard_webhooks(one, body):
+        class Then(datetime.datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls.fromtimestamp(one["at"] / 1000, tz)
+
+        with unittest.mock.patch("standardwebhooks.webhooks.datetime", Then):
+            standardwebhooks.Webhook(one["key"]).verify(body, one["headers"], json_parse=False)
+        return True
+
+    def believed(verify, one, body):
+        try:
+            return verify(one, body)
+        except (stripe.SignatureVerificationError, standardwebhooks.WebhookVerificationError):
+            return False
+
+    schemes = {"retell": by_retell, "vapi-hmac": by_stripe, "standard-webhooks": by_standard_webhooks}
+    same(sorted(signed), sorted(schemes), "the schemes")
+    for scheme, deliveries in signed.items():
+        holds(deliveries, scheme)
+        for one in deliveries:
+            holds(believed(schemes[scheme], one, one["body"]), f"{scheme}: not believed: {one}")
+            holds(not believed(schemes[scheme], one, one["body"] + " "), f"{scheme}: another body is believed")
 
 
 def offline(case):

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::Method;
+use ringback_shared::webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, sign};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use crate::{
         inline_target, item_path, items, list, personality, regex, run, scenario, text,
     },
     provider::{ProviderStandIn, Tamper},
-    retell::RetellStandIn,
+    retell::{RetellStandIn, signature},
     server::{Api, Server, local, local_with, until},
     stand_in::StandIn,
     vapi::{Credential, HmacPlan, VapiStandIn},
@@ -1298,4 +1299,33 @@ async fn a_vendor_says_in_its_own_words_what_became_of_the_calls_that_a_bridge_p
         );
     }
     local.shutdown().await;
+}
+
+/// Those who verify for the providers are asked about the same signatures in `tests/clients/signatures.py`.
+#[test]
+fn what_the_stand_ins_sign_is_what_the_providers_own_libraries_are_asked_about() {
+    let signed: Value = serde_json::from_str(include_str!("../fixtures/signed.json")).unwrap();
+    let url = "http://127.0.0.1/hook".parse().unwrap();
+    for (scheme, all) in signed.as_object().unwrap() {
+        for one in list(all) {
+            let (key, body) = (text(&one["key"]), text(&one["body"]).as_bytes());
+            let at = one["at"].as_i64().unwrap();
+            let headers = match scheme.as_str() {
+                "retell" => vec![("x-retell-signature".to_owned(), signature(key, body, at))],
+                "vapi-hmac" => HmacPlan::new(key).headers(&url, body, at, false),
+                "standard-webhooks" => {
+                    let id = text(&one["headers"][ID_HEADER]);
+                    let signature = sign(&Secret::parse(key).unwrap(), id, at / 1000, body);
+                    vec![
+                        (ID_HEADER.to_owned(), id.to_owned()),
+                        (TIMESTAMP_HEADER.to_owned(), (at / 1000).to_string()),
+                        (SIGNATURE_HEADER.to_owned(), signature),
+                    ]
+                }
+                other => panic!("nobody signs by {other}"),
+            };
+            let headers: BTreeMap<_, _> = headers.into_iter().collect();
+            assert_eq!(json!(headers), one["headers"], "{scheme}");
+        }
+    }
 }

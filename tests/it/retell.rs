@@ -258,7 +258,7 @@ impl Drop for RetellStandIn {
 }
 
 /// The signature of a webhook.
-fn signature(key: &str, body: &[u8], now_ms: i64) -> String {
+pub(crate) fn signature(key: &str, body: &[u8], now_ms: i64) -> String {
     let signed = [body, now_ms.to_string().as_bytes()].concat();
     format!("v={now_ms},d={}", hex(&hmac_sha256(key.as_bytes(), &signed)))
 }

@@ -98,7 +98,7 @@ impl HmacPlan {
     }
 
     /// The headers of a request that is made at `now`.
-    fn headers(&self, url: &Url, body: &[u8], now_ms: i64, wrong: bool) -> Vec<(String, String)> {
+    pub(crate) fn headers(&self, url: &Url, body: &[u8], now_ms: i64, wrong: bool) -> Vec<(String, String)> {
         let timestamp = if self.timestamp_in_ms {
             now_ms
         } else {

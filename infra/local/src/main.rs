@@ -117,7 +117,7 @@ enum EndpointCommand {
     #[command(after_help = ENDPOINT_SECRETS)]
     Create {
         /// Where calls are ordered. Of Vapi and Retell it is known.
-        #[arg(long, value_name = "URL")]
+        #[arg(long, value_name = "URL", required_unless_present_any = ["provider", "settings"])]
         url: Option<String>,
         /// Whose calls and events they are: generic, vapi, retell, elevenlabs, bland, twilio, livekit or telnyx.
         #[arg(long, value_name = "PROVIDER")]
@@ -452,6 +452,7 @@ mod tests {
         for args in [
             &["list"][..],
             &["--server", "http://b.example", "list"],
+            &["create", "--provider", "vapi", "--settings", r#"{"vapi": {}}"#],
             &["delete", &id],
             &["add-secret", &id],
             &["delete-secret", &id, &id],
@@ -461,6 +462,7 @@ mod tests {
         for args in [
             &["create"][..],
             &["create", "--url", "https://a.example", "--key", "k"],
+            &["create", "--provider", "vapi", "--settings", "[]"],
             &["delete", "../assistant"],
             &["delete-secret", &id],
         ] {
