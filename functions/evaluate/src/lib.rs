@@ -1,7 +1,10 @@
 //! Judges a finished conversation: extracts what the scenario's evaluations ask for, compares, and writes the verdict and
 //! the results in one transaction.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
 use futures_util::FutureExt;
@@ -29,6 +32,8 @@ const LEASE_MARGIN_MS: i64 = 15_000;
 /// How long is waited for what a provider does not know yet of a call that is over, and how long between two questions.
 const MORE_WITHIN: Duration = Duration::from_secs(30);
 const MORE_PAUSE: Duration = Duration::from_secs(2);
+/// After a question that took so long the claim is renewed.
+const LONG_ENOUGH: Duration = Duration::from_secs(1);
 
 /// Handles one batch of messages; see [`batch::process`].
 ///
@@ -199,17 +204,20 @@ async fn whole(
     let deadline = Deadline::after(MORE_WITHIN);
     loop {
         let provider = line.provider();
+        let asked = Instant::now();
         let more = provider.more(&ctx.outbound, &call_id, &token, since, &record, wordless);
         let more = match tokio::time::timeout(deadline.left(), more).await {
             Ok(more) => more,
             Err(_) => Err(ProviderError::Unanswered("it takes too long".to_owned())),
         };
-        // The claim was for what comes after this.
-        let now = ctx.clock.now_ms();
-        *item = ctx
-            .store
-            .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
-            .await?;
+        // The claim was for what comes after this. Mostly there is nothing to ask.
+        if asked.elapsed() > LONG_ENOUGH {
+            let now = ctx.clock.now_ms();
+            *item = ctx
+                .store
+                .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
+                .await?;
+        }
         match more {
             Ok(More::Nothing) => return Ok(record),
             Ok(More::Report(report)) => {
@@ -243,6 +251,11 @@ async fn whole(
             return Ok(record);
         }
         tokio::time::sleep(MORE_PAUSE).await;
+        let now = ctx.clock.now_ms();
+        *item = ctx
+            .store
+            .transition(item.clone(), |item| item.renew(owner, lease_ms, now))
+            .await?;
     }
 }
 
