@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    conversation::{self, Reply},
+    conversation::{self, Reply, Speaker},
     evaluation::TurnLatency,
     lifecycle::Item,
     provider::{CallReport, Event},
@@ -19,6 +19,8 @@ pub struct CallRecord {
     pub transcript: String,
     /// For each answer of the target, where they were measured.
     pub latencies: Vec<TurnLatency>,
+    /// How long each reply of the target took in a chat, in milliseconds.
+    pub replied_in: Vec<i64>,
     /// Where its recording is.
     pub recording_url: Option<String>,
     /// Where the call can be listened to while it is up.
@@ -41,11 +43,32 @@ impl CallRecord {
             .iter()
             .map(|turn| parsed(turn))
             .collect::<Result<_, _>>()?;
+        let answers = replies
+            .iter()
+            .filter(|reply| reply.speaker == Speaker::Target && reply.model.is_some());
         Ok(Self {
+            replied_in: answers.map(|reply| reply.ended_at - reply.at).collect(),
             messages: conversation::messages(&replies),
             transcript: conversation::transcript(&replies),
             ..Self::default()
         })
+    }
+
+    /// The mean time that the target took to answer, in milliseconds: in a call the turns that were measured, in a chat the model's
+    /// replies.
+    #[must_use]
+    pub fn mean_latency_ms(&self) -> Option<u32> {
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of one conversation")]
+        let chat = self.replied_in.iter().map(|&ms| ms as f64);
+        let turns = self.latencies.iter().filter_map(|turn| turn.turn);
+        let measured = turns.chain(chat).filter(|ms| ms.is_finite() && *ms >= 0.0);
+        let (count, sum) = measured.fold((0.0, 0.0), |(count, sum), ms| (count + 1.0, sum + ms));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it saturates, and is not negative"
+        )]
+        (count > 0.0).then(|| (sum / count).round() as u32)
     }
 
     /// Of several reports of the end the one from the best source, and among equals the one that says most, and then the one with the

@@ -21,10 +21,10 @@ const DEFAULT_DELAY_SECONDS: f64 = 5.0;
 /// The most that a plan may ask for.
 const MAX_RETRIES: u32 = 10;
 
-/// One action of the scenario's hooks.
+/// One of those who are told: an action of the scenario's hooks, or who wants to hear of a run's end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Action {
-    /// The hook's place in the scenario, from 0.
+    /// The hook's place in the scenario, from 0; 0 where there is no scenario.
     pub hook: u32,
     /// The action's place in the hook, from 0.
     pub action: u32,
@@ -32,6 +32,8 @@ pub struct Action {
     pub server: Option<Server>,
     /// What its body carries besides ids and times.
     pub include: SimulationHookInclude,
+    /// Whether it is a message to Slack, and no webhook.
+    pub slack: bool,
 }
 
 /// What an attempt came to that was not answered with 2xx.
@@ -50,6 +52,8 @@ pub fn actions(snapshot: &Snapshot, target: &Value, event: HookEvent) -> Vec<Act
     let on = match event {
         HookEvent::Started => SimulationHookEvent::Started,
         HookEvent::Ended => SimulationHookEvent::Ended,
+        // No scenario's.
+        HookEvent::RunEnded | HookEvent::ScheduleFailed => return Vec::new(),
     };
     let hooks: Vec<SimulationHook> = snapshot
         .scenario
@@ -74,6 +78,7 @@ pub fn actions(snapshot: &Snapshot, target: &Value, event: HookEvent) -> Vec<Act
                 action,
                 server: wanted.server.filter(has_url).or_else(|| default.clone()),
                 include: wanted.include.unwrap_or_default(),
+                slack: false,
             });
         }
     }
@@ -145,8 +150,8 @@ pub fn body(
         "simulationId",
         snapshot.simulation.get("id").cloned().unwrap_or_default(),
     );
-    put("runId", json!(hook.run));
-    put("simulationRunItemId", json!(hook.item()));
+    put("runId", json!(item.run));
+    put("simulationRunItemId", json!(item.id()));
     put("iterationNumber", json!(item.iteration));
     put("isSimulation", json!(true));
     put("timestamp", json!(hook.at));

@@ -15,7 +15,7 @@ mod call;
 mod hook;
 
 pub use call::{CALL_SLOTS, Call, GRACE_MS, LOOK_EVERY_MS, Slots};
-pub use hook::{Delivery, DeliveryState, Hook, HookEvent};
+pub use hook::{Delivery, DeliveryState, Hook, HookEvent, Subject};
 
 /// Where an item stands. [`State::Admitted`] is shown to users as `queued`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -297,6 +297,9 @@ pub struct Item {
     /// What its model calls cost, as far as whoever wrote last knew.
     #[serde(default, skip_serializing_if = "ModelCosts::is_empty")]
     pub model_costs: ModelCosts,
+    /// The mean time that the target took to answer in its conversation, in milliseconds, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<u32>,
     /// Its call, if it is a voice item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<Call>,
@@ -379,6 +382,7 @@ impl Item {
             lease: None,
             facts: Facts::default(),
             model_costs: ModelCosts::default(),
+            latency_ms: None,
             call: None,
             slots: Slots::default(),
             hooked: false,
@@ -414,6 +418,13 @@ impl Item {
     #[must_use]
     pub fn costs(&self) -> ModelCosts {
         total(&self.model_costs, &self.facts)
+    }
+
+    /// The item with how long its target took to answer.
+    #[must_use]
+    pub const fn measured(mut self, latency_ms: Option<u32>) -> Self {
+        self.latency_ms = latency_ms;
+        self
     }
 
     /// The item with what whoever writes it knows of the costs of its model calls.

@@ -317,7 +317,7 @@ pub async fn miss(ctx: &Context, at: ItemKey) -> Result<Option<Item>, StoreError
 /// When the table cannot be read or written.
 pub async fn requeue_hook(
     ctx: &Context,
-    key: HookKey,
+    key: &HookKey,
     void_leases: bool,
 ) -> Result<Option<Hook>, StoreError> {
     let now = ctx.clock.now_ms();

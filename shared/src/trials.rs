@@ -8,6 +8,7 @@ use std::{
     hash::Hash,
 };
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
@@ -53,7 +54,7 @@ impl Outcome {
 }
 
 /// The items of a simulation, or of many, by their outcome.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trials {
     /// Passed.
     pub passed: u32,

@@ -329,12 +329,9 @@ async fn what_is_to_be_told_is_written_with_what_it_tells_of() {
     run.snapshots[0].scenario["hooks"] = json!([{"on": "simulation.run.ended", "do": [{"type": "webhook"}]}]);
     let all = items_of(&ctx, &run).await;
     let hook = |item: &Item, event| {
-        let key = HookKey {
-            item: item.id(),
-            event,
-        };
+        let key = HookKey::of_item(item.id(), event);
         let ctx = &ctx;
-        async move { ctx.store.hook(key).await.unwrap() }
+        async move { ctx.store.hook(&key).await.unwrap() }
     };
     assert!(all[0].hooked);
     let claims = join_all((0..8).map(|n| {

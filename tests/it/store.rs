@@ -25,8 +25,8 @@ use ringback_shared::{
     queue::Message,
     secrets::{LocalSecrets, Secrets},
     store::{
-        Created, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, RunKey, RunKind, SimulationRef,
-        Snapshot, TransitionError, schema,
+        Created, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, Receivers, RunKey, RunKind,
+        SimulationRef, Snapshot, TransitionError, schema,
     },
 };
 use serde_json::{Value, json};
@@ -91,11 +91,13 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
             simulations: json!([]),
             target: json!({}),
             refs: (0..simulations).map(|_| reference()).collect(),
+            notify: Receivers::default(),
         },
         target: json!({}),
         snapshots: vec![snapshot; simulations as usize],
         origin: None,
         idempotency: None,
+        firing: None,
     }
 }
 

@@ -43,10 +43,11 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::StructuredOutput => "Structured output",
         Kind::Endpoint => "Endpoint",
         Kind::Eval => "Eval",
+        Kind::Schedule => "Schedule",
     }
 }
 
-fn checked<T: DeserializeOwned + Validate + Serialize>(body: Value) -> Result<Object, ApiError> {
+pub(crate) fn checked<T: DeserializeOwned + Validate + Serialize>(body: Value) -> Result<Object, ApiError> {
     let parsed: T = parse(body)?;
     match serde_json::to_value(parsed).map_err(|error| ApiError::internal(&error))? {
         Value::Object(object) => Ok(object),
@@ -64,7 +65,7 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Squad => checked::<CreateSquad>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
         Kind::Eval => checked::<CreateEval>(body),
-        Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
+        Kind::Endpoint | Kind::Schedule => Err(ApiError::bad_request("it has an API of its own")),
     }
 }
 
@@ -78,14 +79,14 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Squad => checked::<UpdateSquad>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
         Kind::Eval => checked::<UpdateEval>(body),
-        Kind::Endpoint => Err(ApiError::bad_request("endpoints have an API of their own")),
+        Kind::Endpoint | Kind::Schedule => Err(ApiError::bad_request("it has an API of its own")),
     }
 }
 
 /// The fields that Ringback sets: a client's values for them are passed over. `omitted` is what an entry of a long list has.
 const OWN: [&str; 5] = ["id", "orgId", "createdAt", "updatedAt", "omitted"];
 
-fn without_own(body: Value) -> Value {
+pub(crate) fn without_own(body: Value) -> Value {
     match body {
         Value::Object(mut object) => {
             object.retain(|name, _| !OWN.contains(&name.as_str()));
@@ -160,13 +161,7 @@ async fn keep(
 ) -> Result<Response, ApiError> {
     let now = ctx.clock.now_ms();
     let id = ids::new_id(now);
-    let mut stored = Object::new();
-    stored.insert("id".into(), json!(id));
-    stored.insert("orgId".into(), json!(org));
-    stored.insert("createdAt".into(), json!(iso(now)));
-    stored.insert("updatedAt".into(), json!(iso(now)));
-    stored.extend(fields.clone());
-    let stored = Value::Object(stored);
+    let stored = whole(org, id, fields.clone(), now);
     let kept = ctx.store.create_definition(org, kind, id, stored.clone(), uses);
     match kept.await {
         Err(error) if error.is_duplicate() => {
@@ -179,6 +174,30 @@ async fn keep(
             Response::created(stored)
         }
     }
+}
+
+/// A new definition, made at `now` (milliseconds since the Unix epoch), as clients see it.
+pub(crate) fn whole(org: Uuid, id: Uuid, fields: Object, now: i64) -> Value {
+    let mut stored = Object::new();
+    stored.insert("id".into(), json!(id));
+    stored.insert("orgId".into(), json!(org));
+    stored.insert("createdAt".into(), json!(iso(now)));
+    stored.insert("updatedAt".into(), json!(iso(now)));
+    stored.extend(fields);
+    Value::Object(stored)
+}
+
+/// A definition with these changes; `null` takes a field away.
+pub(crate) fn changed(stored: &Value, changes: &Object) -> Object {
+    let mut changed = stored.as_object().cloned().unwrap_or_default();
+    for (name, value) in changes {
+        if value.is_null() {
+            changed.remove(name);
+        } else {
+            changed.insert(name.clone(), value.clone());
+        }
+    }
+    changed
 }
 
 /// Changes the fields of a definition that the body names; `null` takes one away.
@@ -197,14 +216,7 @@ pub(crate) async fn update(
     if kind == Kind::StructuredOutput && request.query.get("schemaOverride") != Some("true") {
         keep_type(&read.body, &changes)?;
     }
-    let mut changed = read.body.as_object().cloned().unwrap_or_default();
-    for (name, value) in &changes {
-        if value.is_null() {
-            changed.remove(name);
-        } else {
-            changed.insert(name.clone(), value.clone());
-        }
-    }
+    let mut changed = changed(&read.body, &changes);
     // The whole must be right, not only the change.
     check_new(kind, without_own(Value::Object(changed.clone())))?;
     // Of what it names, only the change: a suite whose simulation was deleted can still be renamed.

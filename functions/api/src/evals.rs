@@ -17,7 +17,10 @@ use ringback_shared::{
         parse,
         simulation::UnmockedTools,
     },
-    store::{Kind, Manifest, NewRun, RunHead, RunKey, RunKind, RunState, Snapshot, StoreError},
+    store::{
+        Kind, Manifest, NewRun, Receivers, RunHead, RunKey, RunKind, RunState, SimulationRef, Snapshot,
+        StoreError,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -93,15 +96,30 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         manifest: Manifest {
             simulations: json!(asked),
             target: json!(wanted.target),
-            refs: Vec::new(),
+            refs: snapshots.iter().map(reference).collect(),
+            notify: Receivers::of(wanted.notify),
         },
         target,
         snapshots,
         origin: None,
         idempotency,
+        firing: None,
     };
     let (head, manifest) = runs::begin(ctx, new, now).await?;
     answer(head, &manifest)
+}
+
+/// What an eval is recognized by in another run: its id, or else what is in it.
+fn reference(snapshot: &Snapshot) -> SimulationRef {
+    let stored = snapshot.eval.get("evalId").and_then(Value::as_str);
+    let inline = || Uuid::new_v5(&Uuid::NAMESPACE_OID, snapshot.eval.to_string().as_bytes());
+    SimulationRef {
+        simulation_id: stored
+            .and_then(|id| Uuid::try_parse(id).ok())
+            .unwrap_or_else(inline),
+        scenario_id: None,
+        personality_id: None,
+    }
 }
 
 /// The evals of a run as they are now, in order.

@@ -47,7 +47,10 @@ struct Wanted {
 
 impl Wanted {
     fn parse(kind: Kind, query: &Query) -> Result<Self, ApiError> {
-        let named = matches!(kind, Kind::Scenario | Kind::Suite | Kind::StructuredOutput);
+        let named = matches!(
+            kind,
+            Kind::Scenario | Kind::Suite | Kind::StructuredOutput | Kind::Schedule
+        );
         let (parameter, ids): (_, Vec<&str>) = match kind {
             Kind::Scenario | Kind::Simulation | Kind::Squad => ("idAny", query.all("idAny").collect()),
             Kind::StructuredOutput | Kind::Eval => ("id", query.get("id").into_iter().collect()),

@@ -291,6 +291,24 @@ impl ApiError {
         self.status == 404
     }
 
+    /// Whether the same may succeed in a while.
+    pub(crate) fn is_transient(&self) -> bool {
+        self.status == 429 || self.status >= 500
+    }
+
+    /// What it says.
+    pub(crate) fn text(&self) -> String {
+        match &self.message {
+            Value::String(text) => text.clone(),
+            Value::Array(faults) => faults
+                .iter()
+                .filter_map(Value::as_str)
+                .collect::<Vec<_>>()
+                .join("; "),
+            other => other.to_string(),
+        }
+    }
+
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, message)
     }

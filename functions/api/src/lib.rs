@@ -6,6 +6,7 @@ mod definitions;
 mod endpoints;
 mod evals;
 mod filters;
+pub mod firing;
 mod hook_secrets;
 mod http;
 mod idempotency;
@@ -17,6 +18,7 @@ mod operations;
 mod orgs;
 mod reruns;
 mod runs;
+mod schedules;
 mod signing;
 mod trials;
 mod ways;
@@ -125,6 +127,14 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::DeleteEndpoint => endpoints::delete(ctx, org, id).await,
         Action::AddEndpointSecret => endpoints::add_secret(ctx, org, id, request.optional_json()?).await,
         Action::DeleteEndpointSecret => endpoints::remove_secret(ctx, org, id, inner).await,
+        Action::ListSchedules => schedules::list(ctx, org, request).await,
+        Action::CreateSchedule => schedules::create(ctx, org, request.json()?).await,
+        Action::ReadSchedule => schedules::read(ctx, org, id).await,
+        Action::UpdateSchedule => schedules::update(ctx, org, id, request.optional_json()?).await,
+        Action::DeleteSchedule => schedules::delete(ctx, org, id).await,
+        Action::RunSchedule => firing::run_now(ctx, org, id, request).await,
+        Action::ListFirings => schedules::firings(ctx, org, id, request).await,
+        Action::ReadTrend => schedules::trend(ctx, org, id, request).await,
         Action::ReadHookSecrets => hook_secrets::read(ctx, org).await,
         Action::AddHookSecret => hook_secrets::add(ctx, org).await,
         Action::DeleteHookSecret => hook_secrets::remove(ctx, org, id).await,

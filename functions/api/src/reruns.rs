@@ -17,8 +17,8 @@ use ringback_shared::{
         trials::{EvaluateSimulationRun, OriginKind, RerunItems, RerunSimulationRun},
     },
     store::{
-        Basis, ItemKey, ItemOrigin, Kind, Manifest, NewItem, NewOrigin, NewRun, RunHead, RunKind, RunOrigin,
-        RunState, SimulationRef, Snapshot, Standing,
+        Basis, ItemKey, ItemOrigin, Kind, Manifest, NewItem, NewOrigin, NewRun, Receivers, RunHead, RunKind,
+        RunOrigin, RunState, SimulationRef, Snapshot, Standing,
     },
 };
 use serde_json::{Map, Value, json};
@@ -104,12 +104,14 @@ pub(crate) async fn rerun(
         target_id: way.target_id,
         manifest: Manifest {
             target: json!(target),
+            notify: Receivers::of(wanted.notify),
             ..material.manifest
         },
         target: way.target,
         snapshots: material.snapshots,
         origin: Some(material.origin),
         idempotency,
+        firing: None,
     };
     runs::start(ctx, new, now).await
 }
@@ -154,11 +156,15 @@ pub(crate) async fn evaluate(
         cap: None,
         target_type: origin.target_type.clone(),
         target_id: origin.target_id,
-        manifest: material.manifest,
+        manifest: Manifest {
+            notify: Receivers::of(wanted.notify),
+            ..material.manifest
+        },
         target,
         snapshots: material.snapshots,
         origin: Some(material.origin),
         idempotency,
+        firing: None,
     };
     runs::start(ctx, new, now).await
 }
@@ -289,7 +295,11 @@ impl Material {
             refs.push(reference.clone());
         }
         Ok(Self {
-            manifest: Manifest { refs, ..manifest },
+            manifest: Manifest {
+                refs,
+                notify: Receivers::default(),
+                ..manifest
+            },
             snapshots,
             owners,
             origin: NewOrigin {

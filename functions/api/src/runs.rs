@@ -21,9 +21,10 @@ use ringback_shared::{
         trials,
     },
     progress,
+    provider::is_url,
     store::{
-        Created, Kind, Manifest, NewRun, RunHead, RunKey, RunKind, RunOrigin, RunState, SimulationRef,
-        Snapshot,
+        Created, Kind, Manifest, NewRun, Receivers, RunHead, RunKey, RunKind, RunOrigin, RunState,
+        SimulationRef, Snapshot,
     },
 };
 use serde_json::{Map, Value, json};
@@ -36,7 +37,7 @@ use crate::{
     http::{ApiError, Request, Response},
     idempotency,
     lists::ListRequest,
-    orgs,
+    orgs, schedules,
     ways::Way,
 };
 
@@ -52,7 +53,21 @@ const REQUEST_BUDGET: std::time::Duration = std::time::Duration::from_secs(5);
 /// Creates a run.
 pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Result<Response, ApiError> {
     let idempotency = idempotency::of(request)?;
-    let mut wanted: CreateSimulationRun = parse(without_ignored(request.json()?))?;
+    let wanted: CreateSimulationRun = parse(without_ignored(request.json()?))?;
+    check(ctx, &wanted)?;
+    let now = ctx.clock.now_ms();
+    if let Some(answer) = repeated(ctx, org, idempotency.as_ref(), now).await? {
+        return Ok(answer);
+    }
+    let new = NewRun {
+        idempotency,
+        ..prepare(ctx, org, wanted, now).await?
+    };
+    start(ctx, new, now).await
+}
+
+/// How often a run plays each simulation, and how many of its items may be under way at a time if it says.
+fn check(ctx: &Context, wanted: &CreateSimulationRun) -> Result<(u32, Option<u32>), ApiError> {
     let iterations = u32::try_from(wanted.iterations)
         .ok()
         .filter(|n| (1..=ctx.config.max_iterations).contains(n))
@@ -62,24 +77,28 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
                 ctx.config.max_iterations
             ))
         })?;
-    let cap = cap(wanted.concurrency_limit)?;
-    let now = ctx.clock.now_ms();
-    if let Some(answer) = repeated(ctx, org, idempotency.as_ref(), now).await? {
-        return Ok(answer);
-    }
-    let id = ids::new_id(now);
+    Ok((iterations, cap(wanted.concurrency_limit)?))
+}
+
+/// Resolves all that a run names as it is at `now` (milliseconds since the Unix epoch). Nothing is written.
+pub(crate) async fn prepare(
+    ctx: &Context,
+    org: Uuid,
+    mut wanted: CreateSimulationRun,
+    now: i64,
+) -> Result<NewRun, ApiError> {
+    let (iterations, cap) = check(ctx, &wanted)?;
     let way = Way::to(ctx, org, &wanted.target, wanted.transport.as_ref()).await?;
     let suites = load_suites(ctx, org, &mut wanted.simulations).await?;
     let most = MAX_ITEMS / iterations as usize;
     let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, &suites, most, now).await?;
     way.check(&snapshots)?;
-    let manifest = Manifest {
-        simulations: json!(wanted.simulations),
-        target: json!(wanted.target),
-        refs,
+    let notify = Receivers {
+        asked: wanted.notify,
+        suites: slack_webhooks(&wanted.simulations, &suites)?,
     };
-    let new = NewRun {
-        id,
+    Ok(NewRun {
+        id: ids::new_id(now),
         org,
         kind: RunKind::Simulation,
         iterations,
@@ -88,17 +107,37 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         cap,
         target_type: wanted.target.target_type().to_string(),
         target_id: way.target_id,
-        manifest,
+        manifest: Manifest {
+            simulations: json!(wanted.simulations),
+            target: json!(wanted.target),
+            refs,
+            notify,
+        },
         target: way.target,
         snapshots,
         origin: None,
-        idempotency,
-    };
-    start(ctx, new, now).await
+        idempotency: None,
+        firing: None,
+    })
+}
+
+/// The Slack webhooks of the suites that entries name, each once.
+fn slack_webhooks(entries: &[SimulationRunEntry], suites: &Named) -> Result<Vec<String>, ApiError> {
+    let mut urls = Vec::new();
+    for entry in entries {
+        if let SimulationRunEntry::SimulationSuite(entry) = entry {
+            let (_, suite) = suites.get(Kind::Suite, entry.suite().unwrap_or_default())?;
+            let url = suite.get("slackWebhookUrl").and_then(Value::as_str);
+            if let Some(url) = url.filter(|url| is_url(url) && !urls.iter().any(|known| known == url)) {
+                urls.push(url.to_owned());
+            }
+        }
+    }
+    Ok(urls)
 }
 
 /// A request for a run without what a `simulationId` makes meaningless: it counts for nothing, whatever is in it.
-fn without_ignored(mut body: Value) -> Value {
+pub(crate) fn without_ignored(mut body: Value) -> Value {
     let entries = body.get_mut("simulations").and_then(Value::as_array_mut);
     for entry in entries.into_iter().flatten().filter_map(Value::as_object_mut) {
         if entry.get("simulationId").is_some_and(|id| !id.is_null()) {
@@ -119,19 +158,25 @@ pub(crate) async fn start(ctx: &Context, new: NewRun, now: i64) -> Result<Respon
 /// Starts a run of which everything is resolved, unless the organization has spent its billing limit. Every new run passes here:
 /// one that is asked for, a rerun, one that only judges, and one of evals. `now` is in milliseconds since the Unix epoch.
 pub(crate) async fn begin(ctx: &Context, new: NewRun, now: i64) -> Result<(RunHead, Manifest), ApiError> {
-    if let Err(refused) = orgs::check_billing_limit(ctx, new.org, now).await {
+    if let Err(refused) = admit(ctx, &new, now).await {
         // What the same request has started meanwhile is answered as ever.
         let before = begun(ctx, new.org, new.kind, new.idempotency.as_ref(), now).await?;
         return before.ok_or(refused);
-    }
-    if new.snapshots.iter().any(Snapshot::has_hooks) {
-        // Nothing is sent unsigned: the secret is there before the first hook is owed.
-        hook_secrets::first(ctx, new.org).await?;
     }
     match ctx.store.create_run(&new, now).await? {
         Created::New(head) => Ok((*head, new.manifest)),
         before => made_before(ctx, new.org, new.kind, before).await,
     }
+}
+
+/// Whether a run may start: the organization has not spent its billing limit, and whatever is told of the run can be signed.
+pub(crate) async fn admit(ctx: &Context, new: &NewRun, now: i64) -> Result<(), ApiError> {
+    orgs::check_billing_limit(ctx, new.org, now).await?;
+    if new.snapshots.iter().any(Snapshot::has_hooks) || new.manifest.notify.on().is_some() {
+        // Nothing is sent unsigned: the secret is there before the first hook is owed.
+        hook_secrets::first(ctx, new.org).await?;
+    }
+    Ok(())
 }
 
 /// The answer to a request with an idempotency key that was sent before. What the request names may have changed or gone since;
@@ -169,7 +214,7 @@ pub(crate) async fn begun(
 }
 
 /// The run that the same request made before.
-async fn made_before(
+pub(crate) async fn made_before(
     ctx: &Context,
     org: Uuid,
     kind: RunKind,
@@ -183,6 +228,7 @@ async fn made_before(
             head.filter(|head| head.deleted_at.is_none()).ok_or_else(gone)?
         }
         Created::OtherRequest => return Err(idempotency::other_request()),
+        Created::Overtaken => return Err(schedules::overtaken()),
     };
     let manifest = ctx.store.manifest(head.id).await?;
     Ok((head, manifest))
@@ -200,7 +246,7 @@ pub(crate) fn cap(limit: Option<i64>) -> Result<Option<u32>, ApiError> {
 }
 
 /// The answer to the request that created a run: the same whenever it is asked for.
-fn created(
+pub(crate) fn created(
     ctx: &Context,
     head: RunHead,
     manifest: &Manifest,
@@ -588,14 +634,21 @@ fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunIt
         ids.dedup();
     }
     SimulationRunItemCounts {
-        total: head.total.into(),
+        distinct_simulation_total: i64::try_from(all.len()).ok(),
+        distinct_simulation_failed: i64::try_from(failed.len()).ok(),
+        ..item_counts(head.total, tally)
+    }
+}
+
+/// The items of a run by status.
+pub(crate) fn item_counts(total: u32, tally: &Tally) -> SimulationRunItemCounts {
+    SimulationRunItemCounts {
+        total: total.into(),
         passed: tally.passed.into(),
         failed: tally.failed.into(),
         running: tally.running.into(),
         queued: tally.queued.into(),
         canceled: tally.canceled.into(),
-        distinct_simulation_total: i64::try_from(all.len()).ok(),
-        distinct_simulation_failed: i64::try_from(failed.len()).ok(),
         ..SimulationRunItemCounts::default()
     }
 }
@@ -617,6 +670,10 @@ fn extra(head: &RunHead, tally: &Tally) -> Map<String, Value> {
     }
     if let Some(origin) = head.origin {
         extra.insert("origin".to_owned(), json!(shown_origin(origin)));
+    }
+    if let Some(scheduled) = head.schedule {
+        let schedule = json!({ "id": scheduled.schedule, "scheduledFor": iso(scheduled.at) });
+        extra.insert("schedule".to_owned(), schedule);
     }
     extra.insert("cost".to_owned(), json!(costs::dollars(tally.costs.cost)));
     if !tally.costs.unknown.is_empty() {

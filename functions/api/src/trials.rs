@@ -1,8 +1,7 @@
 //! What a run's simulations came to, and how two runs compare.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     context::Context,
     models::{
@@ -12,8 +11,8 @@ use ringback_shared::{
             SimulationRunComparison, SimulationRunSummary, SimulationTrials, SummaryTotals, TrialCounts,
         },
     },
-    store::{Names, RunHead, SimulationRef},
-    trials::{self, Identity, Trials},
+    results::{Played, Results},
+    trials::{self, Trials},
 };
 use serde_json::Map;
 use uuid::Uuid;
@@ -23,100 +22,29 @@ use crate::{
     lists, runs,
 };
 
-/// How many partitions of a run are read at once.
-const READS: usize = 16;
 /// The most simulations on a page, and how many there are unless the request says so.
 const PAGE: usize = 1000;
 /// The most simulations in a list that is not paged.
 const LISTED: usize = 1000;
 
-/// A simulation of a run with all of its items.
-struct Played {
-    reference: SimulationRef,
-    names: Names,
-    /// How many items it has, stored or not.
-    items: u32,
-    trials: Trials,
-}
-
-impl Played {
-    fn name(&self) -> SimulationName {
-        SimulationName {
-            id: self.reference.simulation_id.to_string(),
-            name: self.names.simulation.clone(),
-        }
-    }
-
-    fn shown(&self) -> PlayedSimulation {
-        let text = |id: Option<Uuid>| id.map(|id| id.to_string());
-        PlayedSimulation {
-            simulation: self.name(),
-            scenario_id: text(self.reference.scenario_id),
-            scenario_name: self.names.scenario.clone(),
-            personality_id: text(self.reference.personality_id),
-            personality_name: self.names.personality.clone(),
-        }
-    }
-
-    fn identity(&self) -> Identity {
-        Identity {
-            simulation: self.reference.simulation_id,
-            scenario: self.reference.scenario_id,
-            personality: self.reference.personality_id,
-            name: self.names.simulation.clone(),
-        }
-    }
-
-    fn side(&self) -> ComparedSide {
-        ComparedSide {
-            simulation_id: self.reference.simulation_id.to_string(),
-            trials: self.trials.count(),
-            passed: self.trials.passed,
-            pass_rate: self.trials.pass_rate(),
-        }
+fn shown(played: &Played) -> PlayedSimulation {
+    let text = |id: Option<Uuid>| id.map(|id| id.to_string());
+    PlayedSimulation {
+        simulation: played.name(),
+        scenario_id: text(played.reference.scenario_id),
+        scenario_name: played.names.scenario.clone(),
+        personality_id: text(played.reference.personality_id),
+        personality_name: played.names.personality.clone(),
     }
 }
 
-/// The different simulations of a run in its order: a simulation that was named more than once is one.
-///
-/// Of the items only what a count needs is read, a partition at a time.
-async fn played(ctx: &Context, head: &RunHead) -> Result<Vec<Played>, ApiError> {
-    let (manifest, mut names) = tokio::try_join!(ctx.store.manifest(head.id), ctx.store.names(head.id))?;
-    let mut places: HashMap<Uuid, usize> = HashMap::new();
-    let mut all: Vec<Played> = Vec::new();
-    let mut place_of = Vec::with_capacity(manifest.refs.len());
-    for reference in manifest.refs {
-        let id = reference.simulation_id;
-        let place = *places.entry(id).or_insert(all.len());
-        if place == all.len() {
-            all.push(Played {
-                reference,
-                names: names.remove(&id).unwrap_or_default(),
-                items: 0,
-                trials: Trials::default(),
-            });
-        }
-        if let Some(played) = all.get_mut(place) {
-            played.items += head.iterations;
-        }
-        place_of.push(place);
+fn side(played: &Played) -> ComparedSide {
+    ComparedSide {
+        simulation_id: played.reference.simulation_id.to_string(),
+        trials: played.trials.count(),
+        passed: played.trials.passed,
+        pass_rate: played.trials.pass_rate(),
     }
-    let mut partitions = stream::iter(0..head.partitions())
-        .map(|partition| ctx.store.standings(head.id, partition))
-        .buffered(READS);
-    while let Some(standings) = partitions.try_next().await? {
-        for standing in standings {
-            let place = place_of.get(standing.simulation as usize);
-            if let Some(played) = place.and_then(|&place| all.get_mut(place)) {
-                played.trials.add(standing.outcome());
-            }
-        }
-    }
-    for played in &mut all {
-        // Items that are not stored yet are waiting.
-        played.trials.open += played.items.saturating_sub(played.trials.items());
-    }
-    Ok(all)
 }
 
 fn counts(trials: Trials) -> TrialCounts {
@@ -181,17 +109,15 @@ pub(crate) async fn summary(
 ) -> Result<Response, ApiError> {
     let head = runs::found(ctx, org, run).await?;
     let page = Page::parse(&request.query)?;
-    let all = played(ctx, &head).await?;
-    let total = all
-        .iter()
-        .fold(Trials::default(), |sum, played| sum.plus(played.trials));
+    let results = Results::of(&ctx.store, &head).await?;
+    let (total, all) = (results.total(), results.simulations);
     let flaky: Vec<SimulationName> = all
         .iter()
         .filter(|played| played.trials.is_flaky())
         .map(Played::name)
         .collect();
     let simulations = page.of(&all).map(|played| SimulationTrials {
-        simulation: played.shown(),
+        simulation: shown(played),
         counts: counts(played.trials),
         pass_hat_k: played.trials.pass_hats(),
         wilson95: played.trials.wilson95(),
@@ -225,13 +151,12 @@ pub(crate) async fn compare(
     })?;
     let baseline = runs::found(ctx, org, baseline).await?;
     let page = Page::parse(&request.query)?;
-    let (before, now) = tokio::try_join!(played(ctx, &baseline), played(ctx, &head))?;
-    let identities = |all: &[Played]| all.iter().map(Played::identity).collect::<Vec<_>>();
-    let pairs = trials::pairs(&identities(&before), &identities(&now));
+    let (before, now) = tokio::try_join!(Results::of(&ctx.store, &baseline), Results::of(&ctx.store, &head))?;
+    let pairs = now.pairs(&before);
     let mut compared: Vec<(Change, Option<&Played>, Option<&Played>)> = Vec::with_capacity(pairs.len());
     for (in_baseline, here) in pairs {
-        let old = in_baseline.and_then(|n| before.get(n));
-        let new = here.and_then(|n| now.get(n));
+        let old = in_baseline.and_then(|n| before.simulations.get(n));
+        let new = here.and_then(|n| now.simulations.get(n));
         let change = trials::change(old.map(|old| old.trials), new.map(|new| new.trials));
         compared.push((change, old, new));
     }
@@ -251,10 +176,10 @@ pub(crate) async fn compare(
     }
     let simulations = page.of(&compared).filter_map(|&(change, old, new)| {
         Some(ComparedSimulation {
-            simulation: new.or(old)?.shown(),
+            simulation: shown(new.or(old)?),
             change,
-            run: new.map(Played::side),
-            baseline: old.map(Played::side),
+            run: new.map(side),
+            baseline: old.map(side),
         })
     });
     Response::ok(SimulationRunComparison {

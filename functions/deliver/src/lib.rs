@@ -1,7 +1,7 @@
-//! Tells others that an item's conversation has started or ended: each action of the scenario's hooks is a signed request,
-//! sent at least once and always under the same name.
+//! Tells others that an item's conversation has started or ended, how a run came out, or that a schedule could not start one:
+//! each of them gets a signed request, sent at least once and always under the same name.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
 use futures_util::{FutureExt, future::join_all};
@@ -15,14 +15,17 @@ use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Briefing, Context},
     hooks::{self, Action, Missed},
-    lifecycle::{Delivery, DeliveryState, Hook, Item},
-    models::simulation::Server,
+    lifecycle::{Delivery, DeliveryState, Hook, Item, Subject},
+    models::{schedule::Notify, simulation::Server},
     net::{Refused, without_url},
+    notices::{self, Notice},
     queue::HookMessage,
-    store::{ItemKey, StoreError},
+    results::Report,
+    store::{ItemKey, Kind, Manifest, Receivers, RunHead, RunKey, StoreError},
     webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, sign},
 };
 use serde_json::Value;
+use uuid::Uuid;
 
 /// How long an answer is waited for where nobody says how long, in seconds.
 const TIMEOUT_SECONDS: i64 = 20;
@@ -69,8 +72,10 @@ async fn work(ctx: &Context, message: HookMessage) -> Outcome {
 }
 
 async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
-    let briefing = ctx.briefing(hook.run, hook.simulation).await?;
-    let actions = hooks::actions(&briefing.snapshot, &briefing.target, hook.event);
+    let Some(matter) = Matter::of(ctx, &hook).await? else {
+        return Ok(Outcome::Drop("what it tells of is gone"));
+    };
+    let actions = matter.actions(&hook);
     let owner = ctx.owner();
     let now = ctx.clock.now_ms();
     let lease_ms = actions.iter().map(timeout_ms).max().unwrap_or(0) + LEASE_MARGIN_MS;
@@ -81,23 +86,19 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
     let Some(hook) = claimed else {
         return Ok(Outcome::Drop("nothing to deliver now"));
     };
-    let at = ItemKey {
-        run: hook.run,
-        index: hook.index,
-    };
-    let Some(item) = ctx.store.item(at).await? else {
+    let Some(content) = matter.content(ctx, &hook).await? else {
         return Ok(Outcome::Quarantine("a hook without its item".to_owned()));
     };
-    let detail = ctx.store.item_detail(hook.item()).await?;
-    let letter = Letter {
+    let secrets = match actions.is_empty() {
+        true => Vec::new(),
+        false => secrets(ctx, &hook).await?,
+    };
+    let letter = &Letter {
         ctx,
         hook: &hook,
-        item: &item,
-        record: CallRecord::of(&item, &detail)?,
-        briefing: &briefing,
-        secrets: secrets(ctx, &hook).await?,
+        content,
+        secrets,
     };
-    let letter = &letter;
     let mut left = CONCURRENCY;
     let attended = actions.into_iter().map(|action| {
         let before = hook.delivery(action.hook, action.action);
@@ -117,6 +118,153 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
         .change_hook(hook.clone(), |hook| hook.delivered(&owner, &deliveries, now))
         .await?;
     Ok(Outcome::Done)
+}
+
+/// What a hook tells of, as far as it says who is told.
+enum Matter {
+    /// An item's conversation.
+    Item { at: ItemKey, briefing: Arc<Briefing> },
+    /// A run's end.
+    Run { head: Box<RunHead>, manifest: Manifest },
+    /// A schedule that did not start a run; without its definition, if that is gone.
+    Firing {
+        schedule: Uuid,
+        fire_at: i64,
+        name: String,
+        notify: Option<Notify>,
+    },
+}
+
+/// What is told.
+enum Content {
+    Item {
+        item: Box<Item>,
+        record: Box<CallRecord>,
+        briefing: Arc<Briefing>,
+    },
+    Notice(Notice),
+}
+
+impl Matter {
+    /// Nothing where what it tells of is not there any more.
+    async fn of(ctx: &Context, hook: &Hook) -> Result<Option<Self>, StoreError> {
+        Ok(match hook.subject {
+            Subject::Item {
+                run,
+                index,
+                simulation,
+            } => Some(Self::Item {
+                at: ItemKey { run, index },
+                briefing: ctx.briefing(run, simulation).await?,
+            }),
+            Subject::Run { run, kind } => {
+                let key = RunKey {
+                    org: hook.org,
+                    kind,
+                    run,
+                };
+                match ctx.store.run(key).await? {
+                    Some(head) => Some(Self::Run {
+                        manifest: ctx.store.manifest(run).await?,
+                        head: Box::new(head),
+                    }),
+                    None => None,
+                }
+            }
+            Subject::Firing { schedule, fire_at } => {
+                let stored = ctx.store.definition(hook.org, Kind::Schedule, schedule).await?;
+                stored.map(|stored| Self::Firing {
+                    schedule,
+                    fire_at,
+                    name: name_of(&stored.body),
+                    notify: stored
+                        .body
+                        .get("notify")
+                        .and_then(|notify| serde_json::from_value(notify.clone()).ok()),
+                })
+            }
+        })
+    }
+
+    fn actions(&self, hook: &Hook) -> Vec<Action> {
+        match self {
+            Self::Item { briefing, .. } => hooks::actions(&briefing.snapshot, &briefing.target, hook.event),
+            Self::Run { head, manifest } => notices::actions(&manifest.notify, head.is_success()),
+            Self::Firing { notify, .. } => notices::actions(&Receivers::of(notify.clone()), false),
+        }
+    }
+
+    async fn content(self, ctx: &Context, hook: &Hook) -> Result<Option<Content>, StoreError> {
+        let public_url = &ctx.config.public_url;
+        Ok(match self {
+            Self::Item { at, briefing } => match ctx.store.item(at).await? {
+                Some(item) => {
+                    let detail = ctx.store.item_detail(item.id()).await?;
+                    Some(Content::Item {
+                        record: Box::new(CallRecord::of(&item, &detail)?),
+                        item: Box::new(item),
+                        briefing,
+                    })
+                }
+                None => None,
+            },
+            Self::Run { head, manifest } => {
+                let report = Report::of(&ctx.store, &head).await?;
+                let kept =
+                    serde_json::to_string(&report).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+                ctx.store.keep_report(head.id, &kept).await?;
+                let schedule = match head.schedule {
+                    Some(scheduled) => {
+                        let stored = ctx.store.definition(head.org, Kind::Schedule, scheduled.schedule);
+                        stored.await?.map(|stored| name_of(&stored.body))
+                    }
+                    None => None,
+                };
+                let title = schedule.clone().unwrap_or_else(|| title_of(&manifest));
+                let notice = notices::of_run(hook, &head, &report, &title, schedule.as_deref(), public_url);
+                Some(Content::Notice(notice))
+            }
+            Self::Firing {
+                schedule,
+                fire_at,
+                name,
+                ..
+            } => Some(Content::Notice(notices::of_firing(
+                hook, schedule, fire_at, &name, public_url,
+            ))),
+        })
+    }
+}
+
+impl Content {
+    /// What one of those who are told is sent.
+    fn body(&self, hook: &Hook, action: &Action) -> Value {
+        match self {
+            Self::Item {
+                item,
+                record,
+                briefing,
+            } => hooks::body(hook, item, &briefing.snapshot, record, &action.include),
+            Self::Notice(notice) if action.slack => notice.slack.clone(),
+            Self::Notice(notice) => notice.webhook.clone(),
+        }
+    }
+}
+
+fn name_of(value: &Value) -> String {
+    let name = value.get("name").and_then(Value::as_str);
+    name.unwrap_or_default().to_owned()
+}
+
+/// What a run that no schedule started is called: as the suites that it plays, if it plays some.
+fn title_of(manifest: &Manifest) -> String {
+    let entries = manifest.simulations.as_array().into_iter().flatten();
+    let named: Vec<String> = entries.map(name_of).filter(|name| !name.is_empty()).collect();
+    match (named.as_slice(), manifest.refs.len()) {
+        ([], 1) => "A simulation".to_owned(),
+        ([], count) => format!("{count} simulations"),
+        (named, _) => named.join(", "),
+    }
 }
 
 /// What the organization's hooks are signed with.
@@ -149,9 +297,7 @@ fn timeout_ms(action: &Action) -> i64 {
 struct Letter<'a> {
     ctx: &'a Context,
     hook: &'a Hook,
-    item: &'a Item,
-    record: CallRecord,
-    briefing: &'a Briefing,
+    content: Content,
     secrets: Vec<Secret>,
 }
 
@@ -204,7 +350,7 @@ impl Letter<'_> {
             None => delivery.state = DeliveryState::Failed,
         }
         let (hook, attempts) = (self.hook, delivery.attempts);
-        tracing::warn!(run = %hook.run, index = hook.index, event = hook.event.title(), attempts, error, "a hook was not taken");
+        tracing::warn!(subject = ?hook.subject, event = hook.event.title(), attempts, error, "a hook was not taken");
         delivery.error = Some(error.chars().take(MAX_ERROR).collect());
         delivery
     }
@@ -221,14 +367,7 @@ impl Letter<'_> {
             .outbound
             .client(&url, false)
             .map_err(|refused| Failed::Never(refused.to_string()))?;
-        let body = hooks::body(
-            self.hook,
-            self.item,
-            &self.briefing.snapshot,
-            &self.record,
-            &action.include,
-        )
-        .to_string();
+        let body = self.content.body(self.hook, action).to_string();
         let headers = self.headers(action, server, body.as_bytes())?;
         let timeout = Duration::from_millis(timeout_ms(action).unsigned_abs());
         let sent = client

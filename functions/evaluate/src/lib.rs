@@ -110,7 +110,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
     let now = ctx.clock.now_ms();
     let costs = bill.costs();
     let written = match judged {
-        Ok(verdict) => {
+        Ok((verdict, latency)) => {
             let failure = (!verdict.results.passed).then(|| {
                 Failure::new(
                     &format!("required evaluations failed: {}", verdict.failed().join(", ")),
@@ -127,7 +127,10 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
                     ctx.store
                         .conclude(
                             item,
-                            |item| Ok(item.decide(&owner, decided(), now)?.charged(&costs)),
+                            |item| {
+                                let decided = item.decide(&owner, decided(), now)?;
+                                Ok(decided.charged(&costs).measured(latency))
+                            },
                             &result,
                         )
                         .await
@@ -260,14 +263,15 @@ async fn whole(
 }
 
 /// Brings the conversation and the evaluations together and asks for what only a model can extract. What that took and what the
-/// conversation took is in `bill`, whatever comes of it.
+/// conversation took is in `bill`, whatever comes of it. Gives the verdict and the mean time that the target took to answer, in
+/// milliseconds.
 async fn judge(
     ctx: &Context,
     item: &mut Item,
     owner: &str,
     lease_ms: i64,
     bill: &mut Bill,
-) -> Result<Verdict, Stop> {
+) -> Result<(Verdict, Option<u32>), Stop> {
     let corrupt = |error: serde_json::Error| StoreError::Corrupt(error.to_string());
     let (briefing, mut detail) = tokio::try_join!(
         ctx.briefing(item.run, item.simulation),
@@ -295,6 +299,7 @@ async fn judge(
         Some(_) => CallRecord::of(&held, &detail)?,
         None => whole(ctx, item, owner, lease_ms, &detail).await?,
     };
+    let latency = record.mean_latency_ms();
     let (messages, transcript) = (record.messages, record.transcript);
     let facts = Facts {
         messages: &messages,
@@ -354,7 +359,7 @@ async fn judge(
         }
         extractions.extend(found.extractions);
     }
-    Ok(plan.verdict(&extractions, &record.latencies))
+    Ok((plan.verdict(&extractions, &record.latencies), latency))
 }
 
 /// Asks a model for the values of a group of outputs.

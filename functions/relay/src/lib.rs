@@ -110,7 +110,7 @@ impl Work {
             if let Some(at) = event.item().filter(|_| event.event != provider::Event::Placed) {
                 self.events.push((at, event.facts));
             }
-        } else if pk.starts_with("ITEM#") && sk.starts_with("HOOK#") {
+        } else if sk.starts_with("HOOK#") {
             let before = if change.old_image.is_empty() {
                 None
             } else {

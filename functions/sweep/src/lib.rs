@@ -179,7 +179,7 @@ async fn look_after(
         return Ok(item.map(|item| Work::Item(Box::new(item))));
     }
     if let Some(key) = due.hook() {
-        let hook = progress::requeue_hook(ctx, key, void_leases).await?;
+        let hook = progress::requeue_hook(ctx, &key, void_leases).await?;
         return Ok(hook.map(|hook| Work::Hook(Box::new(hook))));
     }
     let Some(head) = ctx.store.due_run(due).await? else {

@@ -682,9 +682,10 @@ fn stream_event(record: &StreamRecord, arn: &str) -> Result<EventRecord, serde_j
 
 // --- The clock --------------------------------------------------------------------------------------------------------
 
-/// Calls `handler` every `period`, first after one period, until the stop.
+/// Calls `handler` every `period`, for the first time after `first`, until the stop.
 pub async fn feed_tick<H, F>(
     function: &'static str,
+    first: Duration,
     period: Duration,
     timeout: Duration,
     handler: H,
@@ -693,7 +694,7 @@ pub async fn feed_tick<H, F>(
     H: Fn(Deadline) -> F,
     F: Future<Output = Result<(), BoxError>>,
 {
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + first, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {

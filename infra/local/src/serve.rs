@@ -54,6 +54,9 @@ const EVALUATE_INVOCATIONS: usize = 4;
 /// The tick of `sweep`.
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// How long after the beginning of a minute the tick of the schedules comes, so that it surely has begun.
+const MOMENT: Duration = Duration::from_millis(20);
+
 /// How often expired rows are deleted. On AWS it takes up to some days.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(3600);
 
@@ -394,14 +397,30 @@ impl Local {
             "sweep",
             MINUTE,
             MINUTE,
+            MINUTE,
             move |deadline| sweep(context.clone(), ringback_sweep::Scope::Due, deadline),
             stop.clone(),
         );
         self.spawn("sweep", minute);
 
+        let context = self.context.clone();
+        let schedule = drivers::feed_tick(
+            "schedule",
+            next_minute(context.clock.now_ms()),
+            MINUTE,
+            MINUTE,
+            move |deadline| {
+                let context = context.clone();
+                async move { ringback_schedule::handle(&context, deadline).await }
+            },
+            stop.clone(),
+        );
+        self.spawn("schedule", schedule);
+
         let stream = self.emulator.stream();
         let expiry = drivers::feed_tick(
             "expiry",
+            EXPIRY_PERIOD,
             EXPIRY_PERIOD,
             MINUTE,
             move |_| {
@@ -505,6 +524,13 @@ fn ended_by(ended: Result<&'static str, JoinError>) -> String {
         Ok(name) => format!("the loop of {name} ended"),
         Err(error) => format!("a loop ended: {error}"),
     }
+}
+
+/// How long it is from `now` (milliseconds since the Unix epoch) until the minute after has begun: schedules fire when the clock shows
+/// their minute, and not up to a minute later.
+fn next_minute(now: i64) -> Duration {
+    let into = Duration::from_millis(now.rem_euclid(60_000).unsigned_abs());
+    MINUTE.saturating_sub(into) + MOMENT
 }
 
 async fn sweep(context: Context, scope: ringback_sweep::Scope, deadline: Deadline) -> Result<(), BoxError> {

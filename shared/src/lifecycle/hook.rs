@@ -1,4 +1,4 @@
-//! Outgoing hooks: what is told of an item's conversation, to whom, and how far that is.
+//! Outgoing hooks: what is told of an item's conversation, of a run's end or of a schedule, to whom, and how far that is.
 //!
 //! A hook is a row of its own that is written in the same transaction as the change that it tells of, and it owes its
 //! deliveries until each of them is done or given up.
@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Item, Lease, Owed, REQUEUE_AFTER_MS, Refused, State, look_again_ms};
-use crate::ids;
+use crate::{
+    ids,
+    store::{RunHead, RunKind, RunState},
+};
 
 /// What is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,6 +20,12 @@ pub enum HookEvent {
     Started,
     /// The conversation is over, or could not be held.
     Ended,
+    /// All items of a run are over.
+    #[serde(rename = "run-ended")]
+    RunEnded,
+    /// A run of a schedule could not be started.
+    #[serde(rename = "schedule-failed")]
+    ScheduleFailed,
 }
 
 impl HookEvent {
@@ -26,15 +35,19 @@ impl HookEvent {
         match self {
             Self::Started => "started",
             Self::Ended => "ended",
+            Self::RunEnded => "run-ended",
+            Self::ScheduleFailed => "schedule-failed",
         }
     }
 
-    /// Its name to users, as the scenario's hooks say it.
+    /// Its name to users, as the scenario's hooks and the webhooks say it.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
             Self::Started => "simulation.run.started",
             Self::Ended => "simulation.run.ended",
+            Self::RunEnded => "run.ended",
+            Self::ScheduleFailed => "schedule.failed",
         }
     }
 }
@@ -81,26 +94,53 @@ pub struct Delivery {
     pub next_attempt_at: Option<i64>,
 }
 
-/// What is told of an item, and to whom it was told so far.
+/// What a hook tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, rename_all_fields = "camelCase")]
+pub enum Subject {
+    /// An item.
+    Item {
+        /// The run.
+        run: Uuid,
+        /// The item's place in its run, from 0.
+        index: u32,
+        /// Which of the run's simulations it is, from 0.
+        simulation: u32,
+    },
+    /// A run.
+    Run {
+        /// The run.
+        run: Uuid,
+        /// What it is.
+        #[serde(default, skip_serializing_if = "RunKind::is_simulation")]
+        kind: RunKind,
+    },
+    /// A firing of a schedule.
+    Firing {
+        /// The schedule.
+        schedule: Uuid,
+        /// When it was to be, in milliseconds since the Unix epoch.
+        fire_at: i64,
+    },
+}
+
+/// What is told of something, and to whom it was told so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hook {
     /// The organization.
     pub org: Uuid,
-    /// The run.
-    pub run: Uuid,
-    /// The item's place in its run, from 0.
-    pub index: u32,
-    /// Which of the run's simulations it is, from 0.
-    pub simulation: u32,
+    /// What it tells of.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// What is told.
     pub event: HookEvent,
     /// When it happened, in milliseconds since the Unix epoch.
     pub at: i64,
-    /// Whether the conversation ended because somebody stopped it.
+    /// Whether it ended because somebody stopped it.
     #[serde(default)]
     pub canceled: bool,
-    /// Why the conversation could not be held, or broke off.
+    /// Why the conversation could not be held, or broke off; why no run was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// [`Owed::Deliver`], or nothing when all deliveries are done.
@@ -143,15 +183,59 @@ impl Hook {
         if !over && after.state >= State::Evaluating && tried {
             events.push(HookEvent::Ended);
         }
-        let hook = |event| Self {
-            org: after.org,
+        let subject = Subject::Item {
             run: after.run,
             index: after.index,
             simulation: after.simulation,
-            event,
-            at: now,
+        };
+        let hook = |event| Self {
             canceled: after.state == State::Canceled,
             failure: after.failure.as_ref().map(|failure| failure.reason.clone()),
+            ..Self::new(after.org, subject, event, now)
+        };
+        events.into_iter().map(hook).collect()
+    }
+
+    /// What has to be told when a run that was `before` is `after` at `now`: its end, where a schedule started it, which keeps
+    /// what came of it, or where somebody wants to hear of this outcome.
+    #[must_use]
+    pub fn of_run(before: &RunHead, after: &RunHead, now: i64) -> Option<Self> {
+        if before.state == RunState::Ended || after.state != RunState::Ended || after.deleted_at.is_some() {
+            return None;
+        }
+        let wanted = after.notify.is_some_and(|on| on.wants(after.is_success()));
+        let subject = Subject::Run {
+            run: after.id,
+            kind: after.kind,
+        };
+        (wanted || after.schedule.is_some()).then(|| Self {
+            canceled: after.canceled_at.is_some(),
+            ..Self::new(after.org, subject, HookEvent::RunEnded, now)
+        })
+    }
+
+    /// What has to be told when no run could be started at `now` for the firing of a schedule at `fire_at`.
+    #[must_use]
+    pub fn of_firing(org: Uuid, schedule: Uuid, fire_at: i64, reason: &str, now: i64) -> Self {
+        Self {
+            failure: Some(reason.to_owned()),
+            ..Self::new(
+                org,
+                Subject::Firing { schedule, fire_at },
+                HookEvent::ScheduleFailed,
+                now,
+            )
+        }
+    }
+
+    fn new(org: Uuid, subject: Subject, event: HookEvent, now: i64) -> Self {
+        Self {
+            org,
+            subject,
+            event,
+            at: now,
+            canceled: false,
+            failure: None,
             owed: Owed::Deliver,
             due_at: Some(now + REQUEUE_AFTER_MS),
             not_before: None,
@@ -159,24 +243,20 @@ impl Hook {
             requeues: 0,
             lease: None,
             deliveries: Vec::new(),
-        };
-        events.into_iter().map(hook).collect()
-    }
-
-    /// The item's id.
-    #[must_use]
-    pub fn item(&self) -> Uuid {
-        ids::item_id(self.run, self.index)
+        }
     }
 
     /// What names a delivery to whoever gets it, the same at each attempt.
     #[must_use]
     pub fn webhook_id(&self, hook: u32, action: u32) -> String {
-        format!(
-            "hook_{}_{}_{hook}_{action}",
-            self.item().simple(),
-            self.event.as_str()
-        )
+        let (kind, id, which) = match self.subject {
+            Subject::Item { run, index, .. } => {
+                ("hook", ids::item_id(run, index), self.event.as_str().to_owned())
+            }
+            Subject::Run { run, .. } => ("run", run, self.event.as_str().to_owned()),
+            Subject::Firing { schedule, fire_at } => ("schedule", schedule, fire_at.to_string()),
+        };
+        format!("{kind}_{}_{which}_{hook}_{action}", id.simple())
     }
 
     /// What became of an action so far.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::assistant::{CreateAssistant, CreateSquad};
+use super::schedule::Notify;
 use super::simulation::{NAME, TargetType, UnmockedTools};
 use super::{Object, Validate, check, kinds, lenient};
 use crate::conversation::check_patterns;
@@ -398,6 +399,9 @@ pub struct CreateEvalRun {
     /// What happens when the target uses a tool for which the eval has no tool message; without it the tool gets an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmocked_tools: Option<UnmockedTools>,
+    /// Who is told how it came out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -854,6 +858,7 @@ impl Validate for CreateEvalRun {
         }
         self.eval.validate(&check::join(path, "eval"), faults);
         self.target.validate(&check::join(path, "target"), faults);
+        self.notify.validate(&check::join(path, "notify"), faults);
     }
 }
 

@@ -10,6 +10,7 @@ mod kinds;
 pub mod lenient;
 pub mod page;
 pub mod run;
+pub mod schedule;
 pub mod simulation;
 pub mod trials;
 mod validate;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::assistant::{CreateAssistant, CreateSquad};
 use super::evaluation::SimulationRunItemResults;
+use super::schedule::Notify;
 use super::simulation::{CreatePersonality, CreateScenario, NAME, SimulationHook, TargetType};
 use super::{Object, Validate, check, kinds, lenient};
 
@@ -249,6 +250,9 @@ pub struct CreateSimulationRun {
     )]
     #[schemars(range(min = 1, max = u32::MAX))]
     pub concurrency_limit: Option<i64>,
+    /// Who is told how it came out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -814,6 +818,7 @@ impl Validate for CreateSimulationRun {
         self.simulations
             .validate(&check::join(path, "simulations"), faults);
         self.target.validate(&check::join(path, "target"), faults);
+        self.notify.validate(&check::join(path, "notify"), faults);
         // The most that is allowed is the operator's to configure.
         if self.iterations < 1 {
             faults.push(format!(

@@ -684,20 +684,26 @@ impl Validate for SimulationHookWebhookAction {
         let path = check::join(path, "server");
         self.server.validate(&path, faults);
         let Some(server) = &self.server else { return };
-        if server
+        server.validate_as_receiver(&path, faults);
+    }
+}
+
+impl Server {
+    /// What is sent to it is signed and not more: to pass over what was asked for would send it unprotected.
+    pub(crate) fn validate_as_receiver(&self, path: &str, faults: &mut Vec<String>) {
+        if self
             .url
             .as_deref()
             .is_some_and(|url| !crate::provider::is_url(url))
         {
             faults.push(format!("{path}.url must be an http or https URL"));
         }
-        // To pass over what was asked for would send it unprotected.
-        if server.credential_id.is_some() {
+        if self.credential_id.is_some() {
             faults.push(format!(
                 "{path}.credentialId is not supported; use headers, or the hook's signature"
             ));
         }
-        if server
+        if self
             .encrypted_paths
             .as_ref()
             .is_some_and(|paths| !paths.is_empty())

@@ -10,6 +10,7 @@ use super::{
     kinds, lenient,
     page::PaginationMeta,
     run::{RunStatus, SimulationRunTarget, Transport},
+    schedule::Notify,
 };
 
 kinds::names! {
@@ -98,6 +99,9 @@ pub struct RerunSimulationRun {
     /// What to test; absent means what the other run tested, as it is now if it is stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<SimulationRunTarget>,
+    /// Who is told how it came out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -117,6 +121,9 @@ pub struct EvaluateSimulationRun {
     /// Ceilings on the target's latency, where `scenarios` does not say otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_expectations: Option<Vec<LatencyExpectation>>,
+    /// Who is told how it came out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -319,6 +326,7 @@ pub struct SimulationRunComparison {
 impl Validate for RerunSimulationRun {
     fn validate(&self, path: &str, faults: &mut Vec<String>) {
         self.target.validate(&check::join(path, "target"), faults);
+        self.notify.validate(&check::join(path, "notify"), faults);
     }
 }
 
@@ -330,6 +338,7 @@ impl Validate for EvaluateSimulationRun {
         some(path, self.evaluations.as_deref(), faults);
         self.latency_expectations
             .validate(&check::join(path, "latencyExpectations"), faults);
+        self.notify.validate(&check::join(path, "notify"), faults);
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Kind {
     Endpoint,
     /// A mock conversation with checkpoints.
     Eval,
+    /// Runs that start by the clock.
+    Schedule,
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
             Self::StructuredOutput => "structured-output",
             Self::Endpoint => "endpoint",
             Self::Eval => "eval",
+            Self::Schedule => "schedule",
         }
     }
 }
@@ -80,7 +83,7 @@ pub struct Listed<T> {
     pub more: bool,
 }
 
-fn partition(org: Uuid, kind: &str) -> String {
+pub(super) fn partition(org: Uuid, kind: &str) -> String {
     format!("ORG#{org}#{kind}")
 }
 
@@ -117,7 +120,7 @@ fn definition(row: &Row) -> Result<Definition, StoreError> {
     })
 }
 
-fn definition_row(org: Uuid, kind: Kind, definition: &Definition) -> Result<Row, StoreError> {
+pub(super) fn definition_row(org: Uuid, kind: Kind, definition: &Definition) -> Result<Row, StoreError> {
     let body = definition.body.to_string();
     if body.len() > MAX_PART {
         return Err(StoreError::TooLarge(format!(

@@ -1,32 +1,59 @@
-//! Hooks: rows of their own beside the item that they tell of, written in the same transaction as its change.
+//! Hooks: rows of their own beside what they tell of, written in the same transaction as its change.
 
 use uuid::Uuid;
 
 use super::{
     Condition, DueKey, Row, Store, StoreError, WriteError,
     items::{DECISION_TRIES, detail_pk, due_shard},
-    read, text, write,
+    read,
+    runs::run_pk,
+    schedules::{schedule_pk, time_key},
+    text, write,
 };
-use crate::lifecycle::{Hook, HookEvent, Refused};
+use crate::{
+    ids,
+    lifecycle::{Hook, HookEvent, Refused, Subject},
+};
 
-/// Names a hook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Names a hook: where its row is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HookKey {
-    /// The item.
-    pub item: Uuid,
-    /// What it tells.
-    pub event: HookEvent,
+    pk: String,
+    sk: String,
 }
 
-fn hook_sk(event: HookEvent) -> String {
-    format!("HOOK#{}", event.as_str())
+impl HookKey {
+    /// What is told of an item.
+    #[must_use]
+    pub fn of_item(item: Uuid, event: HookEvent) -> Self {
+        Self {
+            pk: detail_pk(item),
+            sk: format!("HOOK#{}", event.as_str()),
+        }
+    }
+
+    fn of(hook: &Hook) -> Self {
+        match hook.subject {
+            Subject::Item { run, index, .. } => Self::of_item(ids::item_id(run, index), hook.event),
+            Subject::Run { run, .. } => Self {
+                pk: run_pk(run),
+                sk: format!("HOOK#{}", hook.event.as_str()),
+            },
+            Subject::Firing { schedule, fire_at } => Self {
+                pk: schedule_pk(schedule),
+                sk: format!("HOOK#{}#{}", hook.event.as_str(), time_key(fire_at)),
+            },
+        }
+    }
 }
 
 pub(super) fn hook_row(hook: &Hook) -> Result<Row, StoreError> {
-    let item = hook.item();
-    let mut row = write(&detail_pk(item), &hook_sk(hook.event), hook)?;
+    let at = HookKey::of(hook);
+    let mut row = write(&at.pk, &at.sk, hook)?;
     if hook.due_at.is_some() {
-        row.insert("dueShard".to_owned(), text(due_shard(item.as_u128())));
+        // Anything that spreads them.
+        let spread = at.pk.bytes().map(u128::from).sum();
+        row.insert("dueShard".to_owned(), text(due_shard(spread)));
     }
     Ok(row)
 }
@@ -43,11 +70,13 @@ impl DueKey {
     /// The hook, if the row is one.
     #[must_use]
     pub fn hook(&self) -> Option<HookKey> {
-        let item = self.pk.strip_prefix("ITEM#")?.parse().ok()?;
-        let event = [HookEvent::Started, HookEvent::Ended]
-            .into_iter()
-            .find(|&event| hook_sk(event) == self.sk)?;
-        Some(HookKey { item, event })
+        let told = ["ITEM#", "RUN#", "SCHEDULE#"]
+            .iter()
+            .any(|of| self.pk.starts_with(of));
+        (told && self.sk.starts_with("HOOK#")).then(|| HookKey {
+            pk: self.pk.clone(),
+            sk: self.sk.clone(),
+        })
     }
 }
 
@@ -56,11 +85,8 @@ impl Store {
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub async fn hook(&self, key: HookKey) -> Result<Option<Hook>, StoreError> {
-        self.get(&detail_pk(key.item), &hook_sk(key.event))
-            .await?
-            .map(read)
-            .transpose()
+    pub async fn hook(&self, key: &HookKey) -> Result<Option<Hook>, StoreError> {
+        self.get(&key.pk, &key.sk).await?.map(read).transpose()
     }
 
     /// Writes `change(hook)` on the condition that nobody wrote since `hook` was read; when somebody did, the change is
@@ -106,8 +132,10 @@ mod tests {
         let event = HookEvent::Ended;
         assert_eq!(
             due(detail_pk(item), "HOOK#ended").hook(),
-            Some(HookKey { item, event })
+            Some(HookKey::of_item(item, event))
         );
+        let run = due(run_pk(item), "HOOK#run-ended");
+        assert!(run.hook().is_some() && run.item().is_none() && run.run().is_none());
         assert_eq!(due(detail_pk(item), "EVENT#x").hook(), None);
         assert_eq!(due("RUN#x#0".to_owned(), "ITEM#000000").hook(), None);
     }

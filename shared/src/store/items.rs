@@ -144,7 +144,15 @@ impl Counted {
 }
 
 /// What the rows of [`Standing`]s are read for.
-const STANDING: &[&str] = &["index", "simulation", "state", "failure", "facts", "decidedAt"];
+const STANDING: &[&str] = &[
+    "index",
+    "simulation",
+    "state",
+    "failure",
+    "facts",
+    "decidedAt",
+    "latencyMs",
+];
 
 /// What an item came to so far.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
@@ -164,6 +172,9 @@ pub struct Standing {
     /// When it was decided, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub decided_at: Option<i64>,
+    /// The mean time that the target took to answer, in milliseconds.
+    #[serde(default)]
+    pub latency_ms: Option<u32>,
 }
 
 impl Standing {
@@ -565,7 +576,7 @@ impl Store {
             .await
     }
 
-    async fn due_in(
+    pub(super) async fn due_in(
         &self,
         shard: impl Fn(u128) -> String,
         now: Option<i64>,

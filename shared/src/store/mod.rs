@@ -10,6 +10,9 @@
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made, or what it was answered |
 //! | `ORG#{org}#call#{call}` | `CALL` | whose call it is, by the id that users see |
 //! | `RUN#{run}` | `BODY`, `TARGET`, `NAMES`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
+//! | `RUN#{run}` | `HOOK#run-ended`, `REPORT` | to whom the run's end was told, and what it came to |
+//! | `SCHEDULE#{schedule}` | `HEAD` | when a schedule fires next, and what of it is under way |
+//! | `SCHEDULE#{schedule}` | `FIRING#{time}`, `HOOK#schedule-failed#{time}` | what became of a firing, and to whom it was told that no run could be started |
 //! | `RUN#{run}#{partition}` | `ITEM#{index}`, `TALLY` | the heads of at most 100 items, and their count |
 //! | `RUN#{run}#slots` | `SLOT#{n}` | a slot of a run that has a cap of its own: its holder |
 //! | `ORG#{org}#slots` | `SLOT#{n}` | a call slot: its holder |
@@ -22,8 +25,8 @@
 //! | `CALL#{endpoint}#{call}` | `LINK`, `EVENT#{digest}` | whose call it is; what a provider said of it without saying whose it is |
 //! | `QUARANTINE#{day}` | message id | a message that can never succeed, with the reason |
 //!
-//! The index `due` holds the rows to which something is owed, those that wait on a queue apart from the others. Only `sweep`
-//! reads it.
+//! The index `due` holds the rows to which something is owed, those that wait on a queue apart from the others, and schedules apart
+//! from both. Only `sweep` and `schedule` read it.
 //!
 //! A snapshot's row of a run that came from another run says which row of the same run has the snapshot (`same`), and from
 //! which item it was taken: so the items of a simulation share one.
@@ -40,6 +43,7 @@ mod meter;
 mod orgs;
 mod quarantine;
 mod runs;
+mod schedules;
 pub mod schema;
 mod spending;
 
@@ -71,9 +75,11 @@ pub use self::{
     meter::{Meter, Usage},
     orgs::{Org, OwnLimit, Principal, Revision},
     runs::{
-        Basis, Created, ItemOrigin, Manifest, Names, NewItem, NewOrigin, NewRun, RunHead, RunKey, RunKind,
-        RunOrigin, RunOwed, RunState, SimulationRef, Snapshot, head_from_image,
+        Basis, Created, ItemOrigin, Manifest, Names, NewFiring, NewItem, NewOrigin, NewRun, Receivers,
+        RunHead, RunKey, RunKind, RunOrigin, RunOwed, RunState, Scheduled, SimulationRef, Snapshot,
+        head_from_image,
     },
+    schedules::KeptFiring,
 };
 
 /// The largest text that goes into one row; a row may have 400 KB, keys and names included.

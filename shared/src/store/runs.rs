@@ -10,15 +10,22 @@ use super::{
     Condition, DueKey, ItemKey, ListQuery, Listed, PARTITION, Row, Store, StoreError, Write, WriteError,
     calls::{Waiting, waiting_row},
     document,
+    hooks::hook_row,
     idempotency::{REMEMBERED_MS, key_row, keys_pk},
     integer,
     items::{detail_pk, due_shard, item_row},
-    key, number, read, string, text, write,
+    key, number, read,
+    schedules::{SCHEDULE, firing_writes},
+    string, text, write,
 };
 use crate::{
     ids,
-    lifecycle::{Item, REQUEUE_AFTER_MS, Tally},
-    models::trials::OriginKind,
+    lifecycle::{Hook, Item, REQUEUE_AFTER_MS, Tally},
+    models::{
+        schedule::{Notify, NotifyOn},
+        trials::OriginKind,
+    },
+    schedule::{Firing, ScheduleHead},
 };
 
 /// How many items one transaction of the expansion puts. Partitions are a whole number of chunks.
@@ -177,6 +184,15 @@ pub struct RunHead {
     /// The run that it came from, if it came from one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<RunOrigin>,
+    /// The schedule that started it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Scheduled>,
+    /// Which outcome of it is told, if anybody wants to hear of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<NotifyOn>,
+    /// A digest of what was asked for: runs that have the same are comparable.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub asked: String,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_at: i64,
     /// When it was last written, in milliseconds since the Unix epoch.
@@ -236,6 +252,13 @@ impl RunHead {
     pub fn only_judges(&self) -> bool {
         let origin = self.origin.as_ref();
         origin.is_some_and(|origin| origin.kind == OriginKind::Evaluation)
+    }
+
+    /// Whether it has ended and all of its items passed.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        let passed = self.counts.as_ref().map(|counts| counts.passed);
+        self.state == RunState::Ended && passed == Some(self.total)
     }
 
     /// When the first of the runs that it came from was created, or else itself, in milliseconds since the Unix epoch.
@@ -334,6 +357,66 @@ pub struct Manifest {
     pub target: Value,
     /// The simulations that the entries came to, in order.
     pub refs: Vec<SimulationRef>,
+    /// Who is told how it came out.
+    #[serde(default, skip_serializing_if = "Receivers::is_empty")]
+    pub notify: Receivers,
+}
+
+/// Who is told how a run came out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Receivers {
+    /// Whom the request names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Notify>,
+    /// The Slack webhooks of the suites that it plays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suites: Vec<String>,
+}
+
+impl Receivers {
+    /// Those whom a request names, and nobody else.
+    #[must_use]
+    pub const fn of(asked: Option<Notify>) -> Self {
+        Self {
+            asked,
+            suites: Vec::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.asked.is_none() && self.suites.is_empty()
+    }
+
+    /// Which outcome is told, if anybody is to hear of it.
+    #[must_use]
+    pub fn on(&self) -> Option<NotifyOn> {
+        let asked = self.asked.as_ref();
+        let on = asked.map_or(NotifyOn::Both, |notify| notify.on);
+        let named = asked.is_some_and(|notify| notify.slack_webhook_url.is_some() || notify.server.is_some());
+        ((named || !self.suites.is_empty()) && on != NotifyOn::Never).then_some(on)
+    }
+}
+
+/// The firing that a run was started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scheduled {
+    /// The schedule.
+    pub schedule: Uuid,
+    /// When it was to fire, in milliseconds since the Unix epoch.
+    pub at: i64,
+}
+
+/// A firing of a schedule that a new run is started for: it is decided in the run's own transaction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewFiring {
+    /// The schedule's head as it was read.
+    pub before: ScheduleHead,
+    /// And as it is from then on.
+    pub after: ScheduleHead,
+    /// The firing, which names the run.
+    pub firing: Firing,
 }
 
 /// What an item works from: taken when the run was created, never changed.
@@ -429,8 +512,13 @@ impl Names {
             let name = value.get("name").and_then(Value::as_str);
             name.unwrap_or_default().to_owned()
         };
+        let played = if snapshot.eval.is_null() {
+            &snapshot.simulation
+        } else {
+            &snapshot.eval
+        };
         Self {
-            simulation: name(&snapshot.simulation),
+            simulation: name(played),
             scenario: name(&snapshot.scenario),
             personality: name(&snapshot.personality),
         }
@@ -486,6 +574,8 @@ pub struct NewRun {
     pub origin: Option<NewOrigin>,
     /// The SHA-256 of the client's idempotency key and that of its request, if it sent a key.
     pub idempotency: Option<(String, String)>,
+    /// The firing that it is started for, if a schedule starts it.
+    pub firing: Option<NewFiring>,
 }
 
 /// What became of a request to create a run.
@@ -497,6 +587,8 @@ pub enum Created {
     Before(Uuid),
     /// The idempotency key belongs to another request.
     OtherRequest,
+    /// The schedule was written since it was read: its firing may have been decided.
+    Overtaken,
 }
 
 fn runs_pk(org: Uuid, kind: RunKind) -> String {
@@ -505,6 +597,9 @@ fn runs_pk(org: Uuid, kind: RunKind) -> String {
 
 /// Whose an idempotency key is, by its row.
 fn created_before(idempotency: Option<&(String, String)>, row: &Row) -> Result<Created, StoreError> {
+    if string(row, "pk")?.starts_with(SCHEDULE) {
+        return Ok(Created::Overtaken);
+    }
     let same = idempotency.is_some_and(|(_, request)| string(row, "request").ok() == Some(request.as_str()));
     if !same {
         return Ok(Created::OtherRequest);
@@ -515,7 +610,7 @@ fn created_before(idempotency: Option<&(String, String)>, row: &Row) -> Result<C
     Ok(Created::Before(run))
 }
 
-fn run_pk(run: Uuid) -> String {
+pub(super) fn run_pk(run: Uuid) -> String {
     format!("RUN#{run}")
 }
 
@@ -545,6 +640,9 @@ fn snapshot_sk(simulation: u32) -> String {
 fn place(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
+
+/// The row that says what a run came to.
+const REPORT: &str = "REPORT";
 
 /// The attribute that says where the snapshot is that a row shares.
 const SAME: &str = "same";
@@ -596,6 +694,15 @@ fn snapshot_documents(pk: &str, new: &NewRun) -> Result<Vec<(Row, Vec<Row>)>, St
     Ok(documents)
 }
 
+/// A digest of what a run was asked for.
+fn asked(manifest: &Manifest) -> String {
+    // Half of a digest is enough to tell the runs of one organization apart, and heads are read by the hundred.
+    let whole = format!("{}\n{}", manifest.simulations, manifest.target);
+    let mut digest = ids::sha256_hex(whole.as_bytes());
+    digest.truncate(32);
+    digest
+}
+
 /// The text in a field of each of a new run's evals that has one.
 fn of_evals<'a>(new: &'a NewRun, field: &'a str) -> impl Iterator<Item = &'a str> {
     let snapshots = new.snapshots.iter();
@@ -629,6 +736,12 @@ impl Store {
             target_type: new.target_type.clone(),
             target_id: new.target_id,
             origin,
+            schedule: new.firing.as_ref().map(|new| Scheduled {
+                schedule: new.after.id,
+                at: new.firing.due.at,
+            }),
+            notify: new.manifest.notify.on(),
+            asked: asked(&new.manifest),
             created_at: now,
             updated_at: now,
             started_at: None,
@@ -665,6 +778,13 @@ impl Store {
             let mut row = key_row(new.org, key_hash, request, now + REMEMBERED_MS);
             row.insert("run".to_owned(), text(new.id.to_string()));
             writes.push(Write::put(row, Condition::AbsentOrExpired(now / 1000)));
+        }
+        if let Some(firing) = &new.firing {
+            writes.extend(firing_writes(
+                &firing.before,
+                &firing.after,
+                Some(&firing.firing),
+            )?);
         }
         if let Some(waiting) = head.waiting(now) {
             writes.push(Write::plain(waiting_row(head.org, &waiting)?));
@@ -843,6 +963,50 @@ impl Store {
         }
     }
 
+    /// Keeps what a run came to, as JSON; it replaces what was kept before.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn keep_report(&self, run: Uuid, report: &str) -> Result<(), StoreError> {
+        let mut row = key(&run_pk(run), REPORT);
+        row.insert("body".to_owned(), text(report));
+        Ok(self.put(row, None).await?)
+    }
+
+    /// What was kept of many runs, as JSON by run, where something was.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn reports(&self, runs: &[Uuid]) -> Result<BTreeMap<Uuid, String>, StoreError> {
+        let keys = runs.iter().map(|&run| (run_pk(run), REPORT.to_owned()));
+        let mut reports = BTreeMap::new();
+        for row in self.batch_get(keys.collect()).await? {
+            let run = string(&row, "pk")?
+                .strip_prefix("RUN#")
+                .and_then(|id| id.parse().ok());
+            let run = run.ok_or_else(|| StoreError::Corrupt("a report without a run".to_owned()))?;
+            reports.insert(run, string(&row, "body")?.to_owned());
+        }
+        Ok(reports)
+    }
+
+    /// Reads the heads of many runs of an org, by id; those that are not there are left out.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn runs(
+        &self,
+        org: Uuid,
+        kind: RunKind,
+        runs: &[Uuid],
+    ) -> Result<BTreeMap<Uuid, RunHead>, StoreError> {
+        let pk = runs_pk(org, kind);
+        let keys = runs.iter().map(|run| (pk.clone(), run.to_string())).collect();
+        let rows = self.batch_get(keys).await?;
+        let heads = rows.into_iter().map(read::<RunHead>);
+        heads.map(|head| head.map(|head| (head.id, head))).collect()
+    }
+
     /// Reads what a run's simulations and their parts were called when it was created, by the simulations' ids.
     ///
     /// # Errors
@@ -912,10 +1076,16 @@ impl Store {
                 return Ok(head);
             }
             next.owe(now);
-            match self
-                .put(head_row(&next)?, Some(Condition::Version(head.version)))
-                .await
-            {
+            let (row, unchanged) = (head_row(&next)?, Condition::Version(head.version));
+            let written = match Hook::of_run(&head, &next, now) {
+                // The hook is this write's own: whoever writes the head first is the only one to write it.
+                Some(hook) => {
+                    let hook = Write::plain(hook_row(&hook)?);
+                    self.transact(vec![Write::put(row, unchanged), hook]).await
+                }
+                None => self.put(row, Some(unchanged)).await,
+            };
+            match written {
                 Ok(()) => return Ok(next),
                 Err(WriteError::Condition(Some(row))) => head = read(row)?,
                 Err(error) => return Err(error.into()),

@@ -99,3 +99,13 @@ pub(crate) const RUN: &str = r#"{
 }"#;
 
 pub(crate) const ENDPOINT: &str = r#"{"name": "Bridge", "url": "https://calls.example.com/v1"}"#;
+
+pub(crate) const SCHEDULE: &str = r#"{
+  "name": "Nightly",
+  "cron": "0 2 * * MON-FRI",
+  "timezone": "Europe/Berlin",
+  "simulations": [{"type": "simulationSuite", "simulationSuiteId": "0190a1b2-0000-7000-8000-000000000001"}],
+  "target": {"type": "assistant", "assistantId": "0190a1b2-0000-7000-8000-000000000002"},
+  "transport": {"provider": "vapi.webchat"},
+  "notify": {"on": "failure", "slackWebhookUrl": "https://hooks.slack.com/services/T0/B0/x"}
+}"#;

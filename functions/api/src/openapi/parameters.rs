@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::lists::{MAX_LIMIT, MAX_PAGE};
+use crate::{
+    lists::{MAX_LIMIT, MAX_PAGE},
+    schedules::MAX_POINTS,
+};
 
 /// A parameter of a query.
 #[derive(Debug)]
@@ -177,6 +180,28 @@ pub(crate) const NUMBERED: &[Parameter] = &[
         "How many entries a page has; the most unless given.",
     ),
 ];
+
+/// Of the history of a schedule.
+pub(crate) const FIRINGS: &[Parameter] = &[
+    Parameter::new(
+        "limit",
+        Shape::Whole(1, MAX_LIMIT),
+        "How many firings to give at most, 100 unless given.",
+    ),
+    Parameter::new("cursor", Shape::Text, "The nextCursor of the part before."),
+    Parameter::new(
+        "sortOrder",
+        Shape::Word(&["ASC", "DESC"]),
+        "The newest first (DESC) unless given.",
+    ),
+];
+
+/// Of the trend of a schedule.
+pub(crate) const TREND: &[Parameter] = &[Parameter::new(
+    "limit",
+    Shape::Whole(1, MAX_POINTS),
+    "Of how many firings with a run, the newest, 30 unless given.",
+)];
 
 /// Of a comparison.
 pub(crate) const BASELINE: &[Parameter] = &[Parameter {
