@@ -43,9 +43,13 @@ impl CallRecord {
             .iter()
             .map(|turn| parsed(turn))
             .collect::<Result<_, _>>()?;
+        // A fixed first message took no time and nobody made it.
+        let made =
+            |reply: &&Reply| reply.usage.is_some() || reply.model.is_some() || reply.ended_at > reply.at;
         let answers = replies
             .iter()
-            .filter(|reply| reply.speaker == Speaker::Target && reply.model.is_some());
+            .filter(|reply| reply.speaker == Speaker::Target)
+            .filter(made);
         Ok(Self {
             replied_in: answers.map(|reply| reply.ended_at - reply.at).collect(),
             messages: conversation::messages(&replies),

@@ -40,7 +40,7 @@ const NEVER: u16 = 0;
 /// One request as it was received.
 #[derive(Debug, Clone)]
 pub(crate) struct Told {
-    path: String,
+    pub(crate) path: String,
     method: Method,
     headers: HeaderMap,
     raw: Bytes,
@@ -129,7 +129,7 @@ impl HookReceiver {
     }
 
     /// How the attempts of each delivery to `path` are answered, one after the other and then always as the last.
-    fn answer(&self, path: &str, statuses: &[u16]) {
+    pub(crate) fn answer(&self, path: &str, statuses: &[u16]) {
         self.shared
             .log()
             .answers
@@ -142,12 +142,12 @@ impl HookReceiver {
     }
 
     /// The requests to `path` so far.
-    fn told_at(&self, path: &str) -> Vec<Told> {
+    pub(crate) fn told_at(&self, path: &str) -> Vec<Told> {
         self.told().into_iter().filter(|told| told.path == path).collect()
     }
 
     /// Waits until the requests are such.
-    async fn wait_for(&self, what: &str, enough: impl Fn(&[Told]) -> bool) -> Vec<Told> {
+    pub(crate) async fn wait_for(&self, what: &str, enough: impl Fn(&[Told]) -> bool) -> Vec<Told> {
         let mut changes = self.shared.changes.subscribe();
         let wait = async {
             loop {

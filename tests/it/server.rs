@@ -122,14 +122,18 @@ pub(crate) async fn local_with(stand_in: &StandIn, change: impl FnOnce(&mut Opti
     (local, api)
 }
 
-/// The program as it is now, built once for all tests; or the one that `RINGBACK_TEST_PROGRAM` names, such as a release
-/// build.
-pub(crate) fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(path) = std::env::var_os("RINGBACK_TEST_PROGRAM") {
-            return path.into();
-        }
+/// The program as it is now, or the one that `RINGBACK_TEST_PROGRAM` names, such as a release build.
+pub(crate) fn program() -> PathBuf {
+    match std::env::var_os("RINGBACK_TEST_PROGRAM") {
+        Some(path) => path.into(),
+        None => binary("ringback"),
+    }
+}
+
+/// The program or one of the functions as they are now, built once for all tests.
+pub(crate) fn binary(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
         // target/{profile}/deps/it-…
         let this = std::env::current_exe().unwrap();
         let folder = this.ancestors().nth(2).unwrap();
@@ -139,25 +143,18 @@ pub(crate) fn program() -> &'static Path {
         };
         // With the same packages and targets as `cargo test --workspace`, so that nothing is built a second time.
         let built = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--quiet",
-                "--workspace",
-                "--bin",
-                "ringback",
-                "--test",
-                "it",
-                "--profile",
-                profile,
-            ])
+            .args(["build", "--quiet", "--workspace", "--test", "it"])
+            .args(["--bin", "ringback", "--bin", "schedule"])
+            .args(["--profile", profile])
             .arg("--target-dir")
             .arg(folder.parent().unwrap())
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .status()
             .unwrap();
         assert!(built.success(), "the program cannot be built");
-        folder.join(format!("ringback{}", std::env::consts::EXE_SUFFIX))
-    })
+        folder.to_owned()
+    });
+    folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
 /// The program, serving.

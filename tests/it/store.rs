@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use ringback_local::emulator::{Emulator, Storage};
 use ringback_shared::{
     batch::{self, Outcome},
-    clock::{Deadline, SystemClock, iso},
+    clock::{Deadline, SharedClock, SystemClock, iso},
     config::Config,
     context::{Context, Parts},
     ids,
@@ -37,6 +37,11 @@ pub(crate) const ORG: Uuid = Uuid::from_u128(7);
 
 /// A table of its own, with nobody at work on it.
 pub(crate) async fn stack() -> (Emulator, Context) {
+    stack_at(Arc::new(SystemClock)).await
+}
+
+/// The same, at a time of its own.
+pub(crate) async fn stack_at(clock: SharedClock) -> (Emulator, Context) {
     let emulator = Emulator::start(Storage::Memory).await.unwrap();
     schema::create_table(&emulator.dynamodb(), "table").await.unwrap();
     let queue = emulator
@@ -57,7 +62,7 @@ pub(crate) async fn stack() -> (Emulator, Context) {
         dynamodb,
         sqs,
         config,
-        clock: Arc::new(SystemClock),
+        clock,
         secrets: Secrets::new(Arc::new(LocalSecrets::default())),
     })
     .unwrap();

@@ -110,6 +110,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
     (
         "deliver",
         &[
+            "dynamodb:BatchGetItem",
             "dynamodb:BatchWriteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
@@ -131,6 +132,19 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:Query",
             "sqs:GetQueueAttributes",
             "sqs:SendMessage",
+        ],
+    ),
+    (
+        "schedule",
+        &[
+            "dynamodb:BatchGetItem",
+            "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "secretsmanager:CreateSecret",
+            "secretsmanager:GetSecretValue",
         ],
     ),
 ];
@@ -182,6 +196,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ),
     ("deliver", &["ALLOW_PRIVATE_TARGETS", "RECORD_CONCURRENCY"]),
     ("sweep", &["CALL_SLOTS"]),
+    ("schedule", &["MAX_ITERATIONS", "ALLOW_PRIVATE_TARGETS"]),
 ];
 
 /// Fourteen days: the longest that SQS keeps a message.
@@ -602,10 +617,10 @@ fn each_function_may_do_what_it_does_and_no_more() {
     let prefix = template.global("SECRETS_PREFIX")["Fn::Sub"].as_str().unwrap();
     assert!(prefix.ends_with("/${AWS::StackName}"), "{prefix}");
     let account = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}";
-    // Endpoints' secrets and organizations' are read by different functions; the API makes both.
+    // Endpoints' secrets and organizations' are read by different functions; who starts runs needs both.
     let secrets = |function: &str| {
         let part = match function {
-            "api" => "",
+            "api" | "schedule" => "",
             "deliver" => "org/",
             _ => "endpoint/",
         };
@@ -656,14 +671,14 @@ fn each_function_may_do_what_it_does_and_no_more() {
             "{name}"
         );
     }
-    // The index is sweep's: what clients read after their own write never comes from it.
+    // The index is for the two that tick: what clients read after their own write never comes from it.
     let reads_index: Vec<_> = template
         .resources("AWS::IAM::Role")
         .into_iter()
         .filter(|(_, role)| role.to_string().contains(&format!("/index/{DUE_INDEX}")))
         .map(|(id, _)| id)
         .collect();
-    assert_eq!(reads_index, ["SweepRole"]);
+    assert_eq!(reads_index, ["ScheduleRole", "SweepRole"]);
 }
 
 #[test]

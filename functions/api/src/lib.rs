@@ -46,7 +46,8 @@ pub const LOCAL_ORG: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000
 /// Handles one request. It always has an answer: what goes wrong becomes an error in the shape that clients parse.
 pub async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
     let answer = match Request::decode(event) {
-        Ok(request) => route(ctx, &request).await,
+        // On the heap, because it holds whatever any operation may need.
+        Ok(request) => Box::pin(route(ctx, &request)).await,
         Err(error) => Err(error),
     };
     answer.unwrap_or_else(ApiError::response).encode()
@@ -92,15 +93,15 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::UpdateOrg => orgs::update(ctx, org, id, request.json()?).await,
         Action::ReadConcurrency => Response::ok(orgs::concurrency_now(ctx, org).await?),
         Action::ListRuns => runs::list(ctx, org, request).await,
-        Action::CreateRun => runs::create(ctx, org, request).await,
+        Action::CreateRun => Box::pin(runs::create(ctx, org, request)).await,
         Action::ReadRun => {
             let head = runs::found(ctx, org, id).await?;
             Response::ok(bounded::run(serde_json::json!(runs::current(ctx, &head).await?)))
         }
         Action::SummarizeRun => trials::summary(ctx, org, id, request).await,
         Action::CompareRuns => trials::compare(ctx, org, id, request).await,
-        Action::RerunRun => reruns::rerun(ctx, org, id, request).await,
-        Action::EvaluateRun => reruns::evaluate(ctx, org, id, request).await,
+        Action::RerunRun => Box::pin(reruns::rerun(ctx, org, id, request)).await,
+        Action::EvaluateRun => Box::pin(reruns::evaluate(ctx, org, id, request)).await,
         Action::CancelRun => runs::cancel(ctx, org, id).await,
         Action::ListItems => items::list(ctx, org, id, request).await,
         Action::ReadItem => items::get(ctx, org, id, inner).await,
@@ -116,7 +117,7 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
             idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
         }
         Action::ListEvalRuns => evals::list(ctx, org, request).await,
-        Action::CreateEvalRun => evals::create(ctx, org, request).await,
+        Action::CreateEvalRun => Box::pin(evals::create(ctx, org, request)).await,
         Action::ReadEvalRun => evals::read(ctx, org, id).await,
         Action::CancelEvalRun => evals::cancel(ctx, org, id).await,
         Action::DeleteEvalRun => evals::delete(ctx, org, id).await,
@@ -128,11 +129,11 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::AddEndpointSecret => endpoints::add_secret(ctx, org, id, request.optional_json()?).await,
         Action::DeleteEndpointSecret => endpoints::remove_secret(ctx, org, id, inner).await,
         Action::ListSchedules => schedules::list(ctx, org, request).await,
-        Action::CreateSchedule => schedules::create(ctx, org, request.json()?).await,
+        Action::CreateSchedule => Box::pin(schedules::create(ctx, org, request.json()?)).await,
         Action::ReadSchedule => schedules::read(ctx, org, id).await,
-        Action::UpdateSchedule => schedules::update(ctx, org, id, request.optional_json()?).await,
+        Action::UpdateSchedule => Box::pin(schedules::update(ctx, org, id, request.optional_json()?)).await,
         Action::DeleteSchedule => schedules::delete(ctx, org, id).await,
-        Action::RunSchedule => firing::run_now(ctx, org, id, request).await,
+        Action::RunSchedule => Box::pin(firing::run_now(ctx, org, id, request)).await,
         Action::ListFirings => schedules::firings(ctx, org, id, request).await,
         Action::ReadTrend => schedules::trend(ctx, org, id, request).await,
         Action::ReadHookSecrets => hook_secrets::read(ctx, org).await,

@@ -86,7 +86,7 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
     let Some(hook) = claimed else {
         return Ok(Outcome::Drop("nothing to deliver now"));
     };
-    let Some(content) = matter.content(ctx, &hook).await? else {
+    let Some(content) = Box::pin(matter.content(ctx, &hook)).await? else {
         return Ok(Outcome::Quarantine("a hook without its item".to_owned()));
     };
     let secrets = match actions.is_empty() {

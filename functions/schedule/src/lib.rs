@@ -13,8 +13,8 @@ use ringback_shared::{
 };
 use uuid::Uuid;
 
-/// How many schedules are taken from each partition of the index in one go; the next tick finds the others.
-const LIMIT: i32 = 500;
+/// How many schedules are taken in one go, about; the next tick finds the others.
+const LIMIT: i32 = 1000;
 /// How many of them are looked after at once.
 const CONCURRENCY: usize = 8;
 

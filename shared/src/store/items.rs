@@ -156,6 +156,7 @@ const STANDING: &[&str] = &[
 
 /// What an item came to so far.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Standing {
     /// Its place in its run, from 0.
     pub index: u32,
@@ -576,7 +577,7 @@ impl Store {
             .await
     }
 
-    pub(super) async fn due_in(
+    async fn due_in(
         &self,
         shard: impl Fn(u128) -> String,
         now: Option<i64>,
@@ -591,7 +592,7 @@ impl Store {
         Ok(shards.into_iter().flatten().collect())
     }
 
-    async fn due_in_shard(
+    pub(super) async fn due_in_shard(
         &self,
         shard: String,
         now: Option<i64>,

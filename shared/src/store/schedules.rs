@@ -35,15 +35,14 @@ pub(super) fn time_key(ms: i64) -> String {
     format!("{:015}", ms.max(0))
 }
 
-/// Schedules are in partitions of the index of their own: only the tick looks at them.
-fn schedule_shard(spread: u128) -> String {
-    format!("schedule#{}", spread % u128::from(super::schema::DUE_SHARDS))
-}
+/// The partition of the index that schedules are in, apart from everything else: only their tick looks at it. One takes a thousand
+/// firings a second.
+const DUE: &str = "SCHEDULES";
 
 fn head_row(head: &ScheduleHead) -> Result<super::Row, StoreError> {
     let mut row = write(&schedule_pk(head.id), HEAD, head)?;
     if head.due_at.is_some() {
-        row.insert("dueShard".to_owned(), text(schedule_shard(head.id.as_u128())));
+        row.insert("dueShard".to_owned(), text(DUE));
     }
     Ok(row)
 }
@@ -200,14 +199,13 @@ impl Store {
             .transpose()
     }
 
-    /// Schedules that somebody has to look after at `now` (milliseconds since the Unix epoch), at most `limit` from each of the
-    /// index's partitions. The index may be behind: what it names has to be read.
+    /// Schedules that somebody has to look after at `now` (milliseconds since the Unix epoch), about `limit` of them and
+    /// the oldest first. The index may be behind: what it names has to be read.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub async fn due_schedules(&self, now: i64, limit: i32) -> Result<Vec<Uuid>, StoreError> {
-        let mut due = self.due_in(schedule_shard, Some(now), limit).await?;
-        due.sort_unstable_by(|a, b| a.by_age().cmp(&b.by_age()));
+        let due = self.due_in_shard(DUE.to_owned(), Some(now), limit).await?;
         Ok(due.iter().filter_map(DueKey::schedule).collect())
     }
 

@@ -104,8 +104,24 @@ pub(crate) const SCHEDULE: &str = r#"{
   "name": "Nightly",
   "cron": "0 2 * * MON-FRI",
   "timezone": "Europe/Berlin",
-  "simulations": [{"type": "simulationSuite", "simulationSuiteId": "0190a1b2-0000-7000-8000-000000000001"}],
-  "target": {"type": "assistant", "assistantId": "0190a1b2-0000-7000-8000-000000000002"},
+  "simulations": [{
+    "type": "simulation",
+    "scenario": {
+      "name": "Book an appointment",
+      "instructions": "Book an appointment for tomorrow morning.",
+      "evaluations": [{
+        "structuredOutput": {"name": "booked", "description": "Whether an appointment was booked", "schema": {"type": "boolean"}},
+        "comparator": "=", "value": true
+      }]
+    },
+    "personalityId": "a0000000-0000-4000-8000-000000000004"
+  }],
+  "target": {
+    "type": "assistant",
+    "assistant": {"model": {"provider": "custom-llm", "model": "my-agent", "url": "https://agent.example.com/v1",
+      "messages": [{"role": "system", "content": "You take bookings for a clinic."}]}}
+  },
+  "iterations": 3,
   "transport": {"provider": "vapi.webchat"},
   "notify": {"on": "failure", "slackWebhookUrl": "https://hooks.slack.com/services/T0/B0/x"}
 }"#;
