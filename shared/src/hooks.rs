@@ -191,6 +191,35 @@ pub fn body(
     Value::Object(body)
 }
 
+/// How far one of those who are told has been told.
+#[must_use]
+pub(crate) fn progress(hook: &Hook, action: &Action) -> Value {
+    let delivery = hook.delivery(action.hook, action.action);
+    let mut entry = json!({
+        "webhookId": hook.webhook_id(action.hook, action.action),
+        "status": delivery.state,
+        "attempts": delivery.attempts,
+    });
+    let optional = [
+        ("statusCode", delivery.status_code.map(|status| json!(status))),
+        ("error", delivery.error.map(|error| json!(error))),
+        ("deliveredAt", delivery.delivered_at.map(|at| json!(iso(at)))),
+        (
+            "nextAttemptAt",
+            delivery
+                .next_attempt_at
+                .filter(|_| delivery.state == DeliveryState::Pending)
+                .map(|at| json!(iso(at))),
+        ),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            entry[name] = value;
+        }
+    }
+    entry
+}
+
 /// How far the hooks of an item are, as its users see it: by the event's name, one entry for each action.
 #[must_use]
 pub fn report(hooks: &[Hook], snapshot: &Snapshot, target: &Value) -> Option<Map<String, Value>> {
@@ -199,31 +228,9 @@ pub fn report(hooks: &[Hook], snapshot: &Snapshot, target: &Value) -> Option<Map
         let entries: Vec<Value> = actions(snapshot, target, hook.event)
             .iter()
             .map(|action| {
-                let delivery = hook.delivery(action.hook, action.action);
-                let mut entry = json!({
-                    "hook": delivery.hook,
-                    "action": delivery.action,
-                    "webhookId": hook.webhook_id(action.hook, action.action),
-                    "status": delivery.state,
-                    "attempts": delivery.attempts,
-                });
-                let optional = [
-                    ("statusCode", delivery.status_code.map(|status| json!(status))),
-                    ("error", delivery.error.map(|error| json!(error))),
-                    ("deliveredAt", delivery.delivered_at.map(|at| json!(iso(at)))),
-                    (
-                        "nextAttemptAt",
-                        delivery
-                            .next_attempt_at
-                            .filter(|_| delivery.state == DeliveryState::Pending)
-                            .map(|at| json!(iso(at))),
-                    ),
-                ];
-                for (name, value) in optional {
-                    if let Some(value) = value {
-                        entry[name] = value;
-                    }
-                }
+                let mut entry = progress(hook, action);
+                entry["hook"] = json!(action.hook);
+                entry["action"] = json!(action.action);
                 entry
             })
             .collect();

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     clock::iso,
     costs,
-    hooks::Action,
+    hooks::{self, Action},
     lifecycle::{Hook, HookEvent},
     models::simulation::Server,
     results::{Listed, Report},
@@ -113,7 +113,7 @@ pub fn of_run(
         }),
     );
     put("passRate", json!(report.trials.pass_rate()));
-    put("cost", json!(costs::dollars(counts.costs.cost)));
+    put("cost", json!(costs::dollars(report.cost)));
     put("latency", json!(report.latency));
     put("baselineRunId", json!(report.baseline));
     for (name, list) in lists(report) {
@@ -141,8 +141,8 @@ pub fn of_run(
     if let Some(latency) = &report.latency {
         figures.push(format!("answers after {:.0} ms (median)", latency.p50_ms));
     }
-    if counts.costs.cost > 0 {
-        figures.push(format!("${:.4}", costs::dollars(counts.costs.cost)));
+    if report.cost > 0 {
+        figures.push(format!("${:.4}", costs::dollars(report.cost)));
     }
     let mut sections = vec![format!("{verdict}: *{title}*\n{}", figures.join(", "))];
     let titles = ["Newly failing", "Still failing", "Fixed", "Flaky"];
@@ -156,6 +156,19 @@ pub fn of_run(
         slack: message(&format!("{title}: {}", figures.join(", ")), &sections),
         webhook: Value::Object(body),
     }
+}
+
+/// How far it is told how a run came out, as its users see it: one entry for each of those who want to hear of it. A Slack webhook's
+/// URL is a secret, so it is not shown.
+#[must_use]
+pub fn progress(hook: &Hook, receivers: &Receivers, head: &RunHead) -> Value {
+    let all = actions(receivers, head.is_success());
+    let entries = all.iter().map(|action| {
+        let mut entry = hooks::progress(hook, action);
+        entry["type"] = json!(if action.slack { "slack" } else { "webhook" });
+        entry
+    });
+    entries.collect()
 }
 
 /// What is told of a schedule, called `name`, for which no run could be started.

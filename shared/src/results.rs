@@ -1,6 +1,6 @@
 //! What the simulations of a run came to: read from its items, compared with the run before it, and kept as the run's report.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -171,6 +171,9 @@ impl Listed {
 pub struct Report {
     /// Its items.
     pub trials: Trials,
+    /// What they cost in millionths of a US dollar, as far as it was known then.
+    #[serde(default)]
+    pub cost: i64,
     /// How long the target took to answer, where that was measured.
     pub latency: Option<RunLatency>,
     /// The run that it is compared with, if there is one.
@@ -199,12 +202,43 @@ impl Report {
         };
         let mut report = Self {
             trials: results.total(),
+            cost: head.counts.as_ref().map_or(0, |counts| counts.costs.cost),
             latency: results.latency(),
             baseline: baseline.map(|baseline| baseline.id),
             ..Self::default()
         };
         report.compare(&results, before.as_ref());
         Ok(report)
+    }
+
+    /// What was kept of a run's.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn kept(store: &Store, run: Uuid) -> Result<Option<Self>, StoreError> {
+        Ok(Self::all_kept(store, &[run]).await?.remove(&run))
+    }
+
+    /// The same of many runs; those of which nothing was kept are left out.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn all_kept(store: &Store, runs: &[Uuid]) -> Result<BTreeMap<Uuid, Self>, StoreError> {
+        let kept = store.reports(runs).await?.into_iter();
+        let read = |(run, text): (Uuid, String)| match serde_json::from_str(&text) {
+            Ok(report) => Ok((run, report)),
+            Err(error) => Err(StoreError::Corrupt(error.to_string())),
+        };
+        kept.map(read).collect()
+    }
+
+    /// Keeps it with its run.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn keep(&self, store: &Store, run: Uuid) -> Result<(), StoreError> {
+        let text = serde_json::to_string(self).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        store.keep_report(run, &text).await
     }
 
     fn compare(&mut self, results: &Results, before: Option<&Results>) {

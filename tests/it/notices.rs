@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use crate::{
     api::{PERSONALITY, SCENARIO, SIMULATION},
     fixtures::{
-        RUNS, assert_valid, assistant, ended, evaluation, inline_target, list, personality, run, scenario,
-        simple_run, text,
+        LONG, RUNS, assert_valid, assistant, ended, evaluation, inline_target, list, personality, run,
+        scenario, simple_run, text,
     },
     hooks::{HookReceiver, Told, hook_secret},
     schedules::{ended_a_moment_ago, keep_due, of_run, tick},
-    server::{Api, local},
+    server::{Api, local, until},
     stand_in::{Fault, Role, StandIn},
 };
 
@@ -158,6 +158,29 @@ async fn a_suites_run_says_what_newly_fails_what_is_fixed_and_what_is_flaky() {
         assert!(whole.contains(part), "{part}: {whole}");
     }
     assert!(text(&message["text"]).contains("5 of 8 passed"));
+    // The run says to whom it was told, without the URLs, which are secrets.
+    let run = until("what became of the notices", LONG, async || {
+        let run = api.get(&format!("{RUNS}/{}", text(&second["id"]))).await;
+        let done = list(&run["notices"])
+            .iter()
+            .all(|notice| notice["status"] == "delivered");
+        done.then_some(run)
+    })
+    .await;
+    let notices = list(&run["notices"]);
+    for (notice, kind) in notices.iter().zip(["webhook", "slack"]) {
+        let state = (
+            &notice["type"],
+            &notice["status"],
+            &notice["attempts"],
+            &notice["statusCode"],
+        );
+        assert_eq!(state, (&json!(kind), &json!("delivered"), &json!(2), &json!(200)));
+    }
+    assert!(
+        notices.len() == 2 && !run.to_string().contains("/slack"),
+        "{run:#}"
+    );
     // Slack was told of nothing but these two runs, each until it said yes.
     assert_eq!(receiver.told_at("/slack").len(), 4);
     local.shutdown().await;

@@ -801,3 +801,53 @@ async fn of_those_who_change_the_same_secrets_one_gets_the_next_number() {
     assert_eq!(ctx.store.revision("org/b").await.unwrap().number, 0);
     emulator.shutdown().await;
 }
+
+/// What is read of many items at once says of each what its head says.
+#[tokio::test]
+async fn what_was_stopped_before_its_end_was_not_held() {
+    let (_emulator, ctx) = stack().await;
+    let mut items = items(&ctx, 1, 3).await.into_iter();
+    let mut next = || items.next().unwrap();
+    let to = |item: Item, change: fn(&Item) -> Result<Item, Refused>| ctx.store.transition(item, change);
+    let ended = |at: i64| Facts::ended(Source::Report, at, "x");
+
+    // Stopped, and hung up a while later.
+    let item = to(next(), |item| item.claim("w", 1000, NOW)).await.unwrap();
+    let item = to(item, |item| item.cancel(NOW + 1000)).await.unwrap();
+    progress::fold(&ctx, ItemKey::of(&item), &ended(NOW + 5000))
+        .await
+        .unwrap();
+    // Stopped while it was judged.
+    let item = to(next(), |item| item.claim("w", 1000, NOW)).await.unwrap();
+    progress::fold(&ctx, ItemKey::of(&item), &ended(NOW + 500))
+        .await
+        .unwrap();
+    to(item, |item| item.cancel(NOW + 1000)).await.unwrap();
+    // Never begun, and with a latency that somebody measured.
+    to(next(), |item| item.clone().measured(Some(120)).cancel(NOW))
+        .await
+        .unwrap();
+
+    let standings = ctx.store.standings(only_run(&ctx).await, 0).await.unwrap();
+    let held: Vec<bool> = standings.iter().map(|standing| standing.was_held()).collect();
+    assert_eq!(held, [false, true, false]);
+    let decided: Vec<Option<i64>> = standings.iter().map(|standing| standing.decided_at).collect();
+    assert_eq!(decided, [Some(NOW + 1000), Some(NOW + 1000), Some(NOW)]);
+    assert_eq!(standings[2].latency_ms, Some(120));
+}
+
+/// The only run that there is.
+async fn only_run(ctx: &Context) -> Uuid {
+    let query = ListQuery {
+        ids: Uuid::nil()..=Uuid::max(),
+        newest_first: true,
+        after: None,
+        limit: 1,
+    };
+    let listed = ctx
+        .store
+        .list_runs(ORG, RunKind::Simulation, &query)
+        .await
+        .unwrap();
+    listed.entries[0].id
+}

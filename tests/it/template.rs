@@ -1191,4 +1191,5 @@ fn what_goes_wrong_raises_an_alarm() {
     }
     assert!(watched.contains(&("IteratorAge", "Relay")));
     assert!(watched.contains(&("Invocations", "Sweep")));
+    assert!(watched.contains(&("Invocations", "Schedule")));
 }

@@ -20,10 +20,9 @@ use ringback_shared::{
         },
         trials,
     },
-    progress,
-    provider::is_url,
+    notices, progress,
     store::{
-        Created, Kind, Manifest, NewRun, Receivers, RunHead, RunKey, RunKind, RunOrigin, RunState,
+        Created, HookKey, Kind, Manifest, NewRun, Receivers, RunHead, RunKey, RunKind, RunOrigin, RunState,
         SimulationRef, Snapshot,
     },
 };
@@ -128,7 +127,8 @@ fn slack_webhooks(entries: &[SimulationRunEntry], suites: &Named) -> Result<Vec<
         if let SimulationRunEntry::SimulationSuite(entry) = entry {
             let (_, suite) = suites.get(Kind::Suite, entry.suite().unwrap_or_default())?;
             let url = suite.get("slackWebhookUrl").and_then(Value::as_str);
-            if let Some(url) = url.filter(|url| is_url(url) && !urls.iter().any(|known| known == url)) {
+            // One that is no URL is kept, too: that it could not be told there is said with the run.
+            if let Some(url) = url.filter(|url| !url.is_empty() && !urls.iter().any(|known| known == url)) {
                 urls.push(url.to_owned());
             }
         }
@@ -726,9 +726,20 @@ pub(crate) fn shown_origin(origin: RunOrigin) -> trials::RunOrigin {
     }
 }
 
-/// A run as it is now.
+/// A run as it is now, and to whom its end was told.
 pub(crate) async fn current(ctx: &Context, head: &RunHead) -> Result<SimulationRun, ApiError> {
-    shown(ctx, head, &ctx.store.manifest(head.id).await?).await
+    let manifest = ctx.store.manifest(head.id).await?;
+    let mut run = shown(ctx, head, &manifest).await?;
+    if head.state == RunState::Ended
+        && head.notify.is_some()
+        && let Some(hook) = ctx.store.hook(&HookKey::of_run(head.id)).await?
+    {
+        run.extra.insert(
+            "notices".to_owned(),
+            notices::progress(&hook, &manifest.notify, head),
+        );
+    }
+    Ok(run)
 }
 
 async fn shown(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<SimulationRun, ApiError> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::iso,
     context::Context,
@@ -16,7 +17,7 @@ use ringback_shared::{
     },
     results::Report,
     schedule::{Firing, Plan, ScheduleHead, Timetable},
-    store::{Definition, Kind, RunHead, RunKind, RunState},
+    store::{Definition, Kind, RunHead, RunKind},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -37,6 +38,8 @@ const POINTS: usize = 30;
 /// How many firings are looked at for them, and how many at a time.
 const SEEN: usize = 5_000;
 const PIECE: usize = 500;
+/// How many runs are counted at once.
+const READS: usize = 16;
 
 /// Somebody else wrote the schedule.
 pub(crate) fn overtaken() -> ApiError {
@@ -220,10 +223,11 @@ pub(crate) async fn firings(
     let next = found.last().map(|last| last.place.clone()).filter(|_| more);
     let runs: Vec<Uuid> = found.iter().filter_map(|kept| kept.firing.run).collect();
     let heads = ctx.store.runs(org, RunKind::Simulation, &runs).await?;
-    let mut results = Vec::with_capacity(found.len());
-    for kept in found {
-        results.push(shown(ctx, kept.firing, &heads).await?);
-    }
+    let results = stream::iter(found)
+        .map(|kept| shown(ctx, kept.firing, &heads))
+        .buffered(READS)
+        .try_collect()
+        .await?;
     Response::ok(ScheduleFirings {
         results,
         metadata: FiringsMetadata {
@@ -291,18 +295,13 @@ pub(crate) async fn trend(
     let runs: Vec<Uuid> = started.iter().map(|(_, run)| *run).collect();
     let (heads, reports) = tokio::try_join!(
         ctx.store.runs(org, RunKind::Simulation, &runs),
-        ctx.store.reports(&runs)
+        Report::all_kept(&ctx.store, &runs)
     )?;
     let mut points = Vec::with_capacity(started.len());
     for (at, run) in started {
         let Some(head) = heads.get(&run) else { continue };
         let tally = tally(ctx, head).await?;
-        let report = reports
-            .get(&run)
-            .filter(|_| head.state == RunState::Ended)
-            .map(|report| serde_json::from_str::<Report>(report))
-            .transpose()
-            .map_err(|error| ApiError::internal(&error))?;
+        let report = reports.get(&run);
         points.push(TrendPoint {
             scheduled_for: iso(at),
             run_id: run.to_string(),
@@ -311,8 +310,8 @@ pub(crate) async fn trend(
             passed: tally.passed,
             failed: tally.failed,
             canceled: tally.canceled,
-            errored: report.as_ref().map(|report| report.trials.errored),
-            pass_rate: report.as_ref().and_then(|report| report.trials.pass_rate()),
+            errored: report.map(|report| report.trials.errored),
+            pass_rate: report.and_then(|report| report.trials.pass_rate()),
             latency: report.and_then(|report| report.latency),
             cost: costs::dollars(tally.costs.cost),
         });

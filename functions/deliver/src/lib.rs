@@ -31,6 +31,8 @@ use uuid::Uuid;
 const TIMEOUT_SECONDS: i64 = 20;
 /// How much longer than the longest answer a worker's claim holds, in milliseconds.
 const LEASE_MARGIN_MS: i64 = 15_000;
+/// The same where all items of a run, and of the run before it, are counted first.
+const COUNTING_MARGIN_MS: i64 = 120_000;
 /// How many actions of one hook are sent in one go, all at once: the claim is for one answer. The others come next.
 const CONCURRENCY: usize = 8;
 /// The longest description of what went wrong, in characters.
@@ -78,7 +80,7 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
     let actions = matter.actions(&hook);
     let owner = ctx.owner();
     let now = ctx.clock.now_ms();
-    let lease_ms = actions.iter().map(timeout_ms).max().unwrap_or(0) + LEASE_MARGIN_MS;
+    let lease_ms = actions.iter().map(timeout_ms).max().unwrap_or(0) + matter.margin_ms();
     let claimed = ctx
         .store
         .change_hook(hook, |hook| hook.claim(&owner, lease_ms, now))
@@ -186,6 +188,13 @@ impl Matter {
         })
     }
 
+    fn margin_ms(&self) -> i64 {
+        match self {
+            Self::Run { .. } => COUNTING_MARGIN_MS,
+            Self::Item { .. } | Self::Firing { .. } => LEASE_MARGIN_MS,
+        }
+    }
+
     fn actions(&self, hook: &Hook) -> Vec<Action> {
         match self {
             Self::Item { briefing, .. } => hooks::actions(&briefing.snapshot, &briefing.target, hook.event),
@@ -209,10 +218,15 @@ impl Matter {
                 None => None,
             },
             Self::Run { head, manifest } => {
-                let report = Report::of(&ctx.store, &head).await?;
-                let kept =
-                    serde_json::to_string(&report).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-                ctx.store.keep_report(head.id, &kept).await?;
+                // Who is told again is told the same.
+                let report = match Report::kept(&ctx.store, head.id).await? {
+                    Some(report) => report,
+                    None => {
+                        let report = Report::of(&ctx.store, &head).await?;
+                        report.keep(&ctx.store, head.id).await?;
+                        report
+                    }
+                };
                 let schedule = match head.schedule {
                     Some(scheduled) => {
                         let stored = ctx.store.definition(head.org, Kind::Schedule, scheduled.schedule);

@@ -164,6 +164,27 @@ fn run_extras(schema: &mut schemars::Schema) {
                     "type": { "enum": ["rerun", "evaluation"] }, "runId": { "type": "string", "format": "uuid" },
                 },
             },
+            "schedule": {
+                "type": "object", "required": ["id", "scheduledFor"],
+                "description": "The schedule that started it, and for when.",
+                "properties": {
+                    "id": { "type": "string", "format": "uuid" }, "scheduledFor": { "type": "string", "format": "date-time" },
+                },
+            },
+            "notices": {
+                "type": "array",
+                "items": {
+                    "type": "object", "required": ["type", "webhookId", "status", "attempts"],
+                    "properties": {
+                        "type": { "enum": ["webhook", "slack"] }, "webhookId": { "type": "string" },
+                        "status": { "enum": ["pending", "delivered", "failed", "skipped"] }, "attempts": { "type": "integer" },
+                        "statusCode": { "type": "integer" }, "error": { "type": "string" },
+                        "deliveredAt": { "type": "string", "format": "date-time" },
+                        "nextAttemptAt": { "type": "string", "format": "date-time" },
+                    },
+                },
+                "description": "To whom its end was told, in the answer that reads one run.",
+            },
             "omitted": {
                 "type": "array", "items": { "type": "string" },
                 "description": "What was left out because the answer would have been too large.",

@@ -32,13 +32,19 @@ impl HookKey {
         }
     }
 
+    /// The end of a run.
+    #[must_use]
+    pub fn of_run(run: Uuid) -> Self {
+        Self {
+            pk: run_pk(run),
+            sk: format!("HOOK#{}", HookEvent::RunEnded.as_str()),
+        }
+    }
+
     fn of(hook: &Hook) -> Self {
         match hook.subject {
             Subject::Item { run, index, .. } => Self::of_item(ids::item_id(run, index), hook.event),
-            Subject::Run { run, .. } => Self {
-                pk: run_pk(run),
-                sk: format!("HOOK#{}", hook.event.as_str()),
-            },
+            Subject::Run { run, .. } => Self::of_run(run),
             Subject::Firing { schedule, fire_at } => Self {
                 pk: schedule_pk(schedule),
                 sk: format!("HOOK#{}#{}", hook.event.as_str(), time_key(fire_at)),
