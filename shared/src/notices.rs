@@ -2,22 +2,22 @@
 //! as a message.
 
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::{
     clock::iso,
     costs,
     hooks::{self, Action},
-    lifecycle::{Hook, HookEvent},
-    models::simulation::Server,
+    lifecycle::{Hook, HookEvent, Tally},
+    models::simulation::{Server, SimulationHookInclude},
     results::{Listed, Report},
-    store::{Receivers, RunHead, RunKind},
+    store::{Receivers, RunHead},
 };
 
 /// How many names a message lists of each kind.
 const NAMES: usize = 10;
-/// The longest name and the longest reason in a message, in characters.
-const NAME: usize = 80;
-const REASON: usize = 500;
+/// The longest text of one part of a message, in characters.
+const LONGEST: usize = 500;
 
 /// What is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,48 +37,36 @@ pub fn actions(receivers: &Receivers, success: bool) -> Vec<Action> {
     let asked = receivers.asked.as_ref();
     let server = asked.and_then(|notify| notify.server.clone());
     let own = asked.and_then(|notify| notify.slack_webhook_url.clone());
-    let mut slack: Vec<String> = Vec::new();
-    for url in own.into_iter().chain(receivers.suites.iter().cloned()) {
-        if !slack.contains(&url) {
-            slack.push(url);
-        }
-    }
-    let to_slack = slack.into_iter().map(|url| {
-        let server = Server {
-            url: Some(url),
-            ..Server::default()
-        };
-        (server, true)
-    });
-    let all = server.map(|server| (server, false)).into_iter().chain(to_slack);
-    (0..)
-        .zip(all)
-        .map(|(action, (server, slack))| Action {
-            hook: 0,
-            action,
-            server: Some(server),
-            include: Default::default(),
-            slack,
-        })
-        .collect()
+    let to_slack = |url: &String| Server {
+        url: Some(url.clone()),
+        ..Server::default()
+    };
+    // Each has a place of its own, so that one keeps its place when another is taken away.
+    let mut places = vec![
+        server.map(|server| (server, false)),
+        own.as_ref().map(|url| (to_slack(url), true)),
+    ];
+    let others = receivers.suites.iter().filter(|&url| own.as_ref() != Some(url));
+    places.extend(others.map(|url| Some((to_slack(url), true))));
+    let told = (0..)
+        .zip(places)
+        .filter_map(|(action, place)| Some((action, place?)));
+    told.map(|(action, (server, slack))| Action {
+        hook: 0,
+        action,
+        server: Some(server),
+        include: SimulationHookInclude::default(),
+        slack,
+    })
+    .collect()
 }
 
-/// What is told of a run that has ended. `title` is what it is called, and `schedule` the name of the schedule that started it.
+/// What is told of a run that has ended.
 #[must_use]
-pub fn of_run(
-    hook: &Hook,
-    head: &RunHead,
-    report: &Report,
-    title: &str,
-    schedule: Option<&str>,
-    public_url: &str,
-) -> Notice {
-    let path = match head.kind {
-        RunKind::Simulation => "eval/simulation/run",
-        RunKind::Eval => "eval/run",
-    };
-    let url = format!("{public_url}/{path}/{}", head.id);
+pub fn of_run(hook: &Hook, head: &RunHead, report: &Report, public_url: &str) -> Notice {
+    let url = head.url(public_url);
     let counts = head.counts.clone().unwrap_or_default();
+    // Of those that failed, some say nothing about the agent.
     let errored = report.trials.errored;
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| {
@@ -88,13 +76,10 @@ pub fn of_run(
     put("timestamp", json!(hook.at));
     put("orgId", json!(head.org));
     put("runId", json!(head.id));
-    put("name", json!(title));
+    put("name", json!(report.title));
     put("url", json!(url));
     put("success", json!(head.is_success()));
-    put(
-        "endedReason",
-        json!(if hook.canceled { "canceled" } else { "completed" }),
-    );
+    put("endedReason", json!(head.ended_reason()));
     if let Some(at) = head.started_at {
         put("startedAt", json!(iso(at)));
     }
@@ -102,7 +87,7 @@ pub fn of_run(
     if let Some(scheduled) = head.schedule {
         put(
             "schedule",
-            json!({ "id": scheduled.schedule, "name": schedule, "scheduledFor": iso(scheduled.at) }),
+            json!({ "id": scheduled.schedule, "name": report.schedule, "scheduledFor": iso(scheduled.at) }),
         );
     }
     put(
@@ -113,56 +98,64 @@ pub fn of_run(
         }),
     );
     put("passRate", json!(report.trials.pass_rate()));
-    put("cost", json!(costs::dollars(report.cost)));
+    put("cost", json!(costs::dollars(report.costs.cost)));
+    put("costsUnknown", json!(report.costs.unknown));
     put("latency", json!(report.latency));
     put("baselineRunId", json!(report.baseline));
     for (name, list) in lists(report) {
         put(name, json!({ "count": list.count, "simulations": list.first }));
     }
-    let verdict = if hook.canceled {
-        ":no_entry_sign: canceled"
-    } else if head.is_success() {
-        ":white_check_mark: passed"
-    } else {
-        ":x: failed"
+    let (emoji, verdict) = match (head.is_success(), head.canceled_at) {
+        (true, _) => ("white_check_mark", "passed"),
+        (false, Some(_)) => ("no_entry_sign", "canceled"),
+        (false, None) => ("x", "failed"),
     };
-    let title = escaped(title, NAME);
+    let figures = figures(&counts, report);
+    let mut elements = vec![
+        heading(emoji, &report.title, verdict),
+        section(vec![plain(&figures)]),
+    ];
+    let titles = ["Newly failing", "Still failing", "Fixed", "Flaky"];
+    for (title, (_, list)) in titles.into_iter().zip(lists(report)) {
+        elements.extend(listing(title, list));
+    }
+    elements.push(section(vec![link(&url, "The run")]));
+    Notice {
+        slack: message(&format!("{} {verdict}: {figures}", report.title), elements),
+        webhook: Value::Object(body),
+    }
+}
+
+/// What there is to say of a run in one line.
+fn figures(counts: &Tally, report: &Report) -> String {
     let mut figures = vec![format!("{} of {} passed", counts.passed, counts.total)];
-    let failed = counts.failed.saturating_sub(errored);
+    let failed = counts.failed.saturating_sub(report.trials.errored);
     for (count, what) in [
         (failed, "failed"),
-        (errored, "broke off by somebody else's fault"),
+        (report.trials.errored, "broke off by another's fault"),
         (counts.canceled, "canceled"),
     ] {
         if count > 0 {
             figures.push(format!("{count} {what}"));
         }
     }
+    if let Some(rate) = report.trials.pass_rate() {
+        figures.push(format!("pass rate {:.0} %", rate * 100.0));
+    }
     if let Some(latency) = &report.latency {
         figures.push(format!("answers after {:.0} ms (median)", latency.p50_ms));
     }
-    if report.cost > 0 {
-        figures.push(format!("${:.4}", costs::dollars(report.cost)));
+    if report.costs.cost > 0 {
+        figures.push(format!("${:.4}", costs::dollars(report.costs.cost)));
     }
-    let mut sections = vec![format!("{verdict}: *{title}*\n{}", figures.join(", "))];
-    let titles = ["Newly failing", "Still failing", "Fixed", "Flaky"];
-    for (title, (_, list)) in titles.into_iter().zip(lists(report)) {
-        if let Some(text) = listing(title, list) {
-            sections.push(text);
-        }
-    }
-    sections.push(format!("<{url}|Open the run>"));
-    Notice {
-        slack: message(&format!("{title}: {}", figures.join(", ")), &sections),
-        webhook: Value::Object(body),
-    }
+    figures.join(", ")
 }
 
-/// How far it is told how a run came out, as its users see it: one entry for each of those who want to hear of it. A Slack webhook's
+/// How far it is told how a run came out, or that none was started, as its users see it: one entry for each of those who want to hear of it. A Slack webhook's
 /// URL is a secret, so it is not shown.
 #[must_use]
-pub fn progress(hook: &Hook, receivers: &Receivers, head: &RunHead) -> Value {
-    let all = actions(receivers, head.is_success());
+pub fn progress(hook: &Hook, receivers: &Receivers, success: bool) -> Value {
+    let all = actions(receivers, success);
     let entries = all.iter().map(|action| {
         let mut entry = hooks::progress(hook, action);
         entry["type"] = json!(if action.slack { "slack" } else { "webhook" });
@@ -173,11 +166,9 @@ pub fn progress(hook: &Hook, receivers: &Receivers, head: &RunHead) -> Value {
 
 /// What is told of a schedule, called `name`, for which no run could be started.
 #[must_use]
-pub fn of_firing(hook: &Hook, schedule: uuid::Uuid, fire_at: i64, name: &str, public_url: &str) -> Notice {
+pub fn of_firing(hook: &Hook, schedule: Uuid, fire_at: i64, name: &str, public_url: &str) -> Notice {
     let reason = hook.failure.as_deref().unwrap_or_default();
     let url = format!("{public_url}/schedule/{schedule}/firing");
-    let title = escaped(name, NAME);
-    let text = format!(":x: *{title}* did not start\n{}", escaped(reason, REASON));
     Notice {
         webhook: json!({
             "type": HookEvent::ScheduleFailed.title(),
@@ -188,8 +179,12 @@ pub fn of_firing(hook: &Hook, schedule: uuid::Uuid, fire_at: i64, name: &str, pu
             "url": url,
         }),
         slack: message(
-            &format!("{title} did not start"),
-            &[text, format!("<{url}|Its history>")],
+            &format!("{name} did not start: {reason}"),
+            vec![
+                heading("x", name, "did not start"),
+                section(vec![plain(reason)]),
+                section(vec![link(&url, "Its history")]),
+            ],
         ),
     }
 }
@@ -203,48 +198,72 @@ fn lists(report: &Report) -> [(&'static str, &Listed); 4] {
     ]
 }
 
-fn listing(title: &str, list: &Listed) -> Option<String> {
-    let names: Vec<String> = list
+// A message of Slack is put together of its rich text, in which a text is nothing but a text: whatever users call their simulations,
+// it is no link, no mention and no formatting.
+
+/// A list of simulations under a title; nothing where there are none.
+fn listing(title: &str, list: &Listed) -> Vec<Value> {
+    if list.count == 0 {
+        return Vec::new();
+    }
+    let mut names: Vec<Value> = list
         .first
         .iter()
         .take(NAMES)
-        .map(|one| format!("• {}", escaped(&one.name, NAME)))
+        .map(|one| section(vec![plain(&one.name)]))
         .collect();
     let more = (list.count as usize).saturating_sub(names.len());
-    let tail = if more > 0 {
-        format!("\n… and {more} more")
-    } else {
-        String::new()
-    };
-    (list.count > 0).then(|| format!("*{title}* ({})\n{}{tail}", list.count, names.join("\n")))
-}
-
-/// A message of Slack: its blocks, and what is shown where there is no room for them.
-fn message(text: &str, sections: &[String]) -> Value {
-    let blocks: Vec<Value> = sections
-        .iter()
-        .map(|section| json!({ "type": "section", "text": { "type": "mrkdwn", "text": section } }))
-        .collect();
-    json!({ "text": text, "blocks": blocks })
-}
-
-/// The beginning of a text that users wrote, with nothing in it that Slack takes for a link or a mention, in at most `most`
-/// characters.
-fn escaped(text: &str, most: usize) -> String {
-    let mut short = String::new();
-    for c in text.chars() {
-        let plain = match c {
-            '&' => "&amp;".to_owned(),
-            '<' => "&lt;".to_owned(),
-            '>' => "&gt;".to_owned(),
-            c => c.to_string(),
-        };
-        if short.chars().count() + plain.chars().count() >= most {
-            short.push('…');
-            break;
-        }
-        short.push_str(&plain);
+    if more > 0 {
+        names.push(section(vec![plain(&format!("and {more} more"))]));
     }
+    vec![
+        section(vec![bold(title), plain(&format!(" ({})", list.count))]),
+        json!({ "type": "rich_text_list", "style": "bullet", "elements": names }),
+    ]
+}
+
+fn heading(emoji: &str, title: &str, verdict: &str) -> Value {
+    section(vec![
+        json!({ "type": "emoji", "name": emoji }),
+        plain(" "),
+        bold(title),
+        plain(&format!(" {verdict}")),
+    ])
+}
+
+fn section(elements: Vec<Value>) -> Value {
+    json!({ "type": "rich_text_section", "elements": elements })
+}
+
+fn plain(text: &str) -> Value {
+    json!({ "type": "text", "text": short(text) })
+}
+
+fn bold(text: &str) -> Value {
+    json!({ "type": "text", "text": short(text), "style": { "bold": true } })
+}
+
+fn link(url: &str, text: &str) -> Value {
+    json!({ "type": "link", "url": url, "text": text })
+}
+
+/// A message with these parts, and what is shown of it where there is no room for them.
+fn message(text: &str, elements: Vec<Value>) -> Value {
+    // This one has no other form; these are all that Slack reads in it.
+    let text = short(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
+    json!({ "text": text, "blocks": [{ "type": "rich_text", "elements": elements }] })
+}
+
+/// The beginning of a text.
+fn short(text: &str) -> String {
+    if text.chars().count() <= LONGEST {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(LONGEST - 1).collect();
+    short.push('…');
     short
 }
 
@@ -283,7 +302,7 @@ mod tests {
 
     #[test]
     fn each_outcome_is_told_to_those_who_want_it() {
-        let one = |url: &str| vec![(0, url.to_owned(), true)];
+        let one = |url: &str| vec![(1, url.to_owned(), true)];
         for (on, success, failure) in [
             (NotifyOn::Never, false, false),
             (NotifyOn::Success, true, false),
@@ -327,33 +346,54 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_become_a_mention_and_a_message_stays_within_what_slack_takes() {
-        assert_eq!(escaped("<!channel> & co", 80), "&lt;!channel&gt; &amp; co");
-        assert_eq!(escaped(&"&".repeat(100), 11), "&amp;&amp;…");
+    fn a_name_is_nothing_but_a_text_and_lists_end() {
+        let name = "<!channel> *all* https://evil.example";
         let list = Listed {
             count: 1000,
             first: vec![
                 SimulationName {
                     id: "i".to_owned(),
-                    name: "<".repeat(500)
+                    name: name.to_owned()
                 };
                 100
             ],
         };
-        let report = Report {
-            trials: Trials {
-                failed: 1000,
-                ..Trials::default()
-            },
-            newly_failing: list.clone(),
-            flaky: list,
-            ..Report::default()
-        };
-        let text = listing("Newly failing", &report.newly_failing).unwrap();
+        let parts = listing("Newly failing", &list);
+        let names = parts[1]["elements"].as_array().unwrap();
+        assert_eq!(names.len(), NAMES + 1);
+        assert_eq!(names[0]["elements"], json!([{"type": "text", "text": name}]));
+        assert_eq!(names[NAMES]["elements"][0]["text"], "and 990 more");
+        assert!(listing("Fixed", &Listed::default()).is_empty());
+        let message = message(&format!("{name} {}", "x".repeat(1000)), parts);
+        let text = message["text"].as_str().unwrap();
         assert!(
-            text.chars().count() < 3000 && text.ends_with("and 990 more"),
+            text.starts_with("&lt;!channel&gt; *all*") && text.ends_with('…'),
             "{text}"
         );
-        assert_eq!(listing("Fixed", &report.fixed), None);
+    }
+
+    #[test]
+    fn what_failed_by_anothers_fault_is_told_apart() {
+        let counts = Tally {
+            total: 10,
+            passed: 3,
+            failed: 6,
+            canceled: 1,
+            ..Tally::default()
+        };
+        let report = Report {
+            trials: Trials {
+                passed: 3,
+                failed: 1,
+                errored: 5,
+                canceled: 1,
+                ..Trials::default()
+            },
+            ..Report::default()
+        };
+        assert_eq!(
+            figures(&counts, &report),
+            "3 of 10 passed, 1 failed, 5 broke off by another's fault, 1 canceled, pass rate 75 %"
+        );
     }
 }

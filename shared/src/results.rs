@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    models::{
-        schedule::RunLatency,
-        trials::{Change, SimulationName},
-    },
+    costs::ModelCosts,
+    models::{schedule::RunLatency, trials::SimulationName},
     store::{ListQuery, Names, RunHead, RunKey, RunState, SimulationRef, Store, StoreError},
     trials::{self, Identity, Pair, Trials},
 };
@@ -19,9 +17,9 @@ use crate::{
 const READS: usize = 16;
 /// How many names each of a report's lists has at most.
 const LISTED: usize = 100;
-/// How many firings of a schedule, and how many runs, are looked at for the one to compare with.
-const FIRINGS: usize = 100;
-const RUNS: usize = 1000;
+/// How many runs of a schedule, and how many of all, are looked at for the one to compare with.
+const RUNS_OF_SCHEDULE: usize = 20;
+const RUNS: usize = 200;
 /// How many of them are read in one go.
 const PIECE: usize = 50;
 
@@ -165,15 +163,18 @@ impl Listed {
     }
 }
 
-/// What a run came to.
+/// What a run came to, as it is told and kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Report {
+    /// What the run is called.
+    pub title: String,
+    /// The name of the schedule that started it, if one did.
+    pub schedule: Option<String>,
     /// Its items.
     pub trials: Trials,
-    /// What they cost in millionths of a US dollar, as far as it was known then.
-    #[serde(default)]
-    pub cost: i64,
+    /// What they cost, as far as it was known then.
+    pub costs: ModelCosts,
     /// How long the target took to answer, where that was measured.
     pub latency: Option<RunLatency>,
     /// The run that it is compared with, if there is one.
@@ -184,30 +185,34 @@ pub struct Report {
     pub still_failing: Listed,
     /// What failed before and passes.
     pub fixed: Listed,
-    /// What passed and failed within one of the two runs.
+    /// What passed and failed within the run, or passes and did so within the run before.
     pub flaky: Listed,
 }
 
 impl Report {
-    /// What a run that has ended came to, compared with the one before it.
+    /// What a run that has ended came to, compared with the one before it. It has no title yet.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub async fn of(store: &Store, head: &RunHead) -> Result<Self, StoreError> {
         let results = Results::of(store, head).await?;
-        let baseline = baseline(store, head).await?;
-        let before = match &baseline {
-            Some(baseline) => Some(Results::of(store, baseline).await?),
-            None => None,
-        };
         let mut report = Self {
             trials: results.total(),
-            cost: head.counts.as_ref().map_or(0, |counts| counts.costs.cost),
+            costs: head
+                .counts
+                .as_ref()
+                .map(|counts| counts.costs.clone())
+                .unwrap_or_default(),
             latency: results.latency(),
-            baseline: baseline.map(|baseline| baseline.id),
             ..Self::default()
         };
-        report.compare(&results, before.as_ref());
+        match baseline(store, head).await? {
+            Some((run, before)) => {
+                report.baseline = Some(run);
+                report.compare(&results, Some(&before));
+            }
+            None => report.compare(&results, None),
+        }
         Ok(report)
     }
 
@@ -232,13 +237,16 @@ impl Report {
         kept.map(read).collect()
     }
 
-    /// Keeps it with its run.
+    /// Keeps it with its run, unless somebody else was faster; gives the one that is kept.
     ///
     /// # Errors
-    /// When the table cannot be written.
-    pub async fn keep(&self, store: &Store, run: Uuid) -> Result<(), StoreError> {
-        let text = serde_json::to_string(self).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        store.keep_report(run, &text).await
+    /// When the table cannot be read or written.
+    pub async fn keep(self, store: &Store, run: Uuid) -> Result<Self, StoreError> {
+        let text = serde_json::to_string(&self).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        match store.keep_report(run, &text).await {
+            Err(error) if error.is_duplicate() => Ok(Self::kept(store, run).await?.unwrap_or(self)),
+            kept => kept.map(|()| self),
+        }
     }
 
     fn compare(&mut self, results: &Results, before: Option<&Results>) {
@@ -250,54 +258,59 @@ impl Report {
             let Some(played) = new.and_then(|n| results.simulations.get(n)) else {
                 continue;
             };
-            let old = old.and_then(|n| before?.simulations.get(n));
-            match trials::change(old.map(|old| old.trials), Some(played.trials)) {
-                Change::Broken => self.newly_failing.add(played),
-                Change::StillFailing => self.still_failing.add(played),
-                Change::Fixed => self.fixed.add(played),
-                Change::Flaky => self.flaky.add(played),
-                // There is nothing to compare with.
-                Change::Added | Change::Undecided if played.trials.is_flaky() => self.flaky.add(played),
-                Change::Added | Change::Undecided if played.trials.failed > 0 => {
-                    self.newly_failing.add(played)
-                }
-                Change::Added | Change::Undecided | Change::StillPassing | Change::Removed => {}
-            }
+            let now = played.trials;
+            // Where nothing was decided, there is nothing to compare with.
+            let old = old
+                .and_then(|n| before?.simulations.get(n))
+                .map(|old| old.trials)
+                .filter(|old| old.count() > 0);
+            let list = match (old, now.failed > 0) {
+                _ if now.count() == 0 => continue,
+                _ if now.is_flaky() => &mut self.flaky,
+                (Some(old), true) if old.passed == 0 => &mut self.still_failing,
+                (Some(_) | None, true) => &mut self.newly_failing,
+                (Some(old), false) if old.passed == 0 => &mut self.fixed,
+                (Some(old), false) if old.is_flaky() => &mut self.flaky,
+                (Some(_) | None, false) => continue,
+            };
+            list.add(played);
         }
     }
 }
 
-/// The run that another one is compared with: the one that it came from; or else the last one of its schedule before it; or else
-/// the last one before it that was asked for the same. It has ended, and nobody canceled it.
-async fn baseline(store: &Store, head: &RunHead) -> Result<Option<RunHead>, StoreError> {
-    let fits = |other: &RunHead| {
-        other.id < head.id
-            && other.state == RunState::Ended
-            && other.canceled_at.is_none()
-            && other.deleted_at.is_none()
-    };
+/// The run that another one is compared with, and what it came to: the one that it came from; or, of a schedule's run, the last one that the
+/// schedule had started before; of any other the last one before that was asked for the same. It has ended, nobody canceled it, and it
+/// has decided something: a night in which a provider was out is no measure.
+async fn baseline(store: &Store, head: &RunHead) -> Result<Option<(Uuid, Results)>, StoreError> {
     if let Some(origin) = head.origin {
         let key = RunKey {
             run: origin.run,
             ..head.key()
         };
-        return Ok(store.run(key).await?.filter(fits));
+        return match store.run(key).await? {
+            Some(origin) => Ok(Some((origin.id, Results::of(store, &origin).await?))),
+            None => Ok(None),
+        };
     }
+    let fits = |other: &RunHead| {
+        other.state == RunState::Ended
+            && other.canceled_at.is_none()
+            && other.deleted_at.is_none()
+            && other.origin.is_none()
+    };
     if let Some(scheduled) = head.schedule {
-        let (mut after, mut seen) = (None, 0);
-        while seen < FIRINGS {
-            let firings = store
-                .firings(scheduled.schedule, true, after.as_deref(), PIECE)
-                .await?;
-            let Some(last) = firings.last() else { break };
-            after = Some(last.place.clone());
-            seen += firings.len();
-            let runs: Vec<Uuid> = firings.iter().filter_map(|kept| kept.firing.run).collect();
-            let heads = store.runs(head.org, head.kind, &runs).await?;
-            // Ids are in the order of creation.
-            if let Some(found) = heads.into_values().rev().find(fits) {
+        let mut previous = scheduled.previous;
+        for _ in 0..RUNS_OF_SCHEDULE {
+            let Some(run) = previous else { break };
+            let Some(other) = store.run(RunKey { run, ..head.key() }).await? else {
+                break;
+            };
+            if fits(&other)
+                && let Some(found) = measured(store, &other).await?
+            {
                 return Ok(Some(found));
             }
+            previous = other.schedule.and_then(|scheduled| scheduled.previous);
         }
         return Ok(None);
     }
@@ -307,20 +320,30 @@ async fn baseline(store: &Store, head: &RunHead) -> Result<Option<RunHead>, Stor
         after: Some(head.id),
         limit: PIECE,
     };
-    let same = |other: &RunHead| fits(other) && other.asked == head.asked && other.origin.is_none();
     let mut seen = 0;
     while seen < RUNS {
         let listed = store.list_runs(head.org, head.kind, &query).await?;
         seen += listed.entries.len();
         query.after = listed.entries.last().map(|last| last.id);
-        if let Some(found) = listed.entries.into_iter().find(same) {
-            return Ok(Some(found));
+        for other in listed.entries {
+            if other.asked == head.asked
+                && fits(&other)
+                && let Some(found) = measured(store, &other).await?
+            {
+                return Ok(Some(found));
+            }
         }
         if !listed.more {
             break;
         }
     }
     Ok(None)
+}
+
+/// What a run came to, if any of its items was decided.
+async fn measured(store: &Store, head: &RunHead) -> Result<Option<(Uuid, Results)>, StoreError> {
+    let results = Results::of(store, head).await?;
+    Ok((results.total().count() > 0).then_some((head.id, results)))
 }
 
 #[cfg(test)]
@@ -361,6 +384,8 @@ mod tests {
             played("fixed", 0, 2),
             played("shaky", 1, 1),
             played("good", 2, 0),
+            played("shaken", 1, 1),
+            played("out", 0, 0),
             played("gone", 0, 1),
         ]);
         let now = results(vec![
@@ -369,6 +394,8 @@ mod tests {
             played("fixed", 2, 0),
             played("shaky", 2, 0),
             played("good", 2, 0),
+            played("shaken", 0, 2),
+            played("out", 0, 2),
             played("new and bad", 0, 2),
             played("new and good", 2, 0),
             played("new and shaky", 1, 1),
@@ -393,13 +420,18 @@ mod tests {
         report.compare(&now, Some(&before));
         assert_eq!(
             lists(&report),
-            ["broken, new and bad", "bad", "fixed", "shaky, new and shaky"]
+            [
+                "broken, shaken, out, new and bad",
+                "bad",
+                "fixed",
+                "shaky, new and shaky"
+            ]
         );
         let mut first = Report::default();
         first.compare(&now, None);
         assert_eq!(
             lists(&first),
-            ["broken, bad, new and bad", "", "", "new and shaky"]
+            ["broken, bad, shaken, out, new and bad", "", "", "new and shaky"]
         );
     }
 

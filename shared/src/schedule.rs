@@ -6,6 +6,7 @@
 
 use croner::{
     Cron,
+    errors::CronError,
     parser::{CronParser, Seconds, Year},
 };
 use jiff::{Timestamp, Zoned, tz::TimeZone};
@@ -18,8 +19,14 @@ use crate::models::schedule::{FiringStatus, Overlap, Trigger};
 /// later than the one before. What is later has been missed.
 pub const ON_TIME_MS: i64 = 120_000;
 
+/// A minute, in milliseconds.
+const MINUTE_MS: i64 = 60_000;
+
 /// How far back missed firings are counted, in milliseconds.
 const COUNTED_MS: i64 = 35 * 24 * 3_600_000;
+
+/// How many hours are passed over where the next firing cannot be found from a moment.
+const TRIES: u32 = 48;
 
 /// How many of a schedule's runs that may not have ended its head names.
 const OPEN: usize = 50;
@@ -40,7 +47,7 @@ pub enum TimetableError {
 /// When a schedule fires.
 ///
 /// The expression is read by the clock of its time zone. Where that clock is set forward, a fixed time (one minute of one hour)
-/// that it leaves out fires at the moment at which it goes on; every other expression has no firing in what is left out. Where it is set back, a fixed
+/// that it leaves out fires at the moment at which it goes on, if the expression has that moment's day; every other expression has no firing in what is left out. Where it is set back, a fixed
 /// time that it shows twice fires the first time only; every other expression fires whenever the clock shows its time.
 #[derive(Debug, Clone)]
 pub struct Timetable {
@@ -86,12 +93,20 @@ impl Timetable {
     pub fn next_after(&self, ms: i64) -> Option<i64> {
         // Firings are at whole minutes, so that the second before a moment excludes none but those after it.
         let after = self.from.map_or(ms, |from| ms.max(from.saturating_sub(1)));
-        let at: Zoned = Timestamp::from_second(after.div_euclid(1000))
-            .ok()?
-            .to_zoned(self.zone.clone());
-        let next = self.cron.find_next_occurrence(&at, false).ok()?;
-        let next = next.timestamp().as_second().checked_mul(1000)?;
-        (self.until.is_none_or(|until| next <= until)).then_some(next)
+        let mut second = after.div_euclid(1000);
+        for _ in 0..TRIES {
+            let at: Zoned = Timestamp::from_second(second).ok()?.to_zoned(self.zone.clone());
+            match self.cron.find_next_occurrence(&at, false) {
+                Ok(next) => {
+                    let next = next.timestamp().as_second().checked_mul(1000)?;
+                    return self.until.is_none_or(|until| next <= until).then_some(next);
+                }
+                Err(CronError::TimeSearchLimitExceeded) => return None,
+                // A moment that the zone's clock makes impossible is no end of the schedule.
+                Err(_) => second += 3600,
+            }
+        }
+        None
     }
 
     /// The next `count` firings after `ms`, in milliseconds since the Unix epoch.
@@ -173,6 +188,12 @@ pub struct ScheduleHead {
     /// The firing that waits until the runs before it have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Due>,
+    /// Since when a run could not be started for a reason that may pass, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_since: Option<i64>,
+    /// The last run that it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<Uuid>,
     /// The newest of its runs that had not ended when somebody last looked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub open: Vec<Uuid>,
@@ -229,6 +250,8 @@ impl ScheduleHead {
             next_fire_at: None,
             last_fire_at: None,
             waiting: None,
+            tried_since: None,
+            last_run: None,
             open: Vec::new(),
             deleted: false,
             due_at: None,
@@ -263,13 +286,35 @@ impl ScheduleHead {
         self
     }
 
-    /// The head after its definition was changed at `now`. What fell due before and was not found yet is over with; a firing
-    /// that waits goes on waiting, unless the schedule does not fire any more.
+    /// Whether it fires as `plan` says.
+    #[must_use]
+    pub fn fires_by(&self, plan: &Plan) -> bool {
+        let own = (
+            &self.cron,
+            &self.timezone,
+            self.start_at,
+            self.end_at,
+            self.active,
+        );
+        own == (
+            &plan.cron,
+            &plan.timezone,
+            plan.start_at,
+            plan.end_at,
+            plan.active,
+        )
+    }
+
+    /// The head after its definition was changed at `now`. Where it fires at other times than before, what fell due and was not
+    /// found yet is over with; where it does not fire any more, so is a firing that waits: see [`ScheduleHead::dropped`].
     #[must_use]
     pub fn planned(&self, plan: Plan, timetable: &Timetable, now: i64) -> Self {
-        let after = self.last_fire_at.map_or(now, |last| last.max(now));
         let mut head = self.next();
-        head.next_fire_at = plan.active.then(|| timetable.next_after(after)).flatten();
+        if !self.fires_by(&plan) {
+            let after = self.last_fire_at.map_or(now, |last| last.max(now));
+            head.next_fire_at = plan.active.then(|| timetable.next_after(after)).flatten();
+            head.tried_since = None;
+        }
         head.waiting = self.waiting.filter(|_| plan.active);
         head.cron = plan.cron;
         head.timezone = plan.timezone;
@@ -278,6 +323,43 @@ impl ScheduleHead {
         head.overlap = plan.overlap;
         head.active = plan.active;
         head.owe(now)
+    }
+
+    /// The firings that had come due, or waited, and are dropped where this head becomes `after` by a change at `now`.
+    #[must_use]
+    pub fn dropped(&self, after: &Self, now: i64) -> Vec<Firing> {
+        let why = if after.active {
+            "the schedule was changed before a tick found this firing"
+        } else {
+            "the schedule was paused before this firing could start"
+        };
+        let waited = self.waiting.filter(|_| after.waiting.is_none());
+        let came = self
+            .next_fire_at
+            .filter(|&at| at <= now && after.next_fire_at != Some(at))
+            .map(Due::at);
+        let dropped = waited.into_iter().chain(came);
+        dropped
+            .map(|due| Firing::without_run(due, FiringStatus::Skipped, Some(why), now))
+            .collect()
+    }
+
+    /// The head after somebody looked at `now` and could not decide yet: the next tick looks again, as at what is due then.
+    #[must_use]
+    pub fn looked(&self, now: i64) -> Self {
+        Self {
+            due_at: Some((now.div_euclid(MINUTE_MS) + 1) * MINUTE_MS),
+            ..self.next()
+        }
+    }
+
+    /// The same, because a run could not be started for a reason that may pass.
+    #[must_use]
+    pub fn refused(&self, now: i64) -> Self {
+        Self {
+            tried_since: Some(self.tried_since.unwrap_or(now)),
+            ..self.looked(now)
+        }
     }
 
     /// The head after the schedule was deleted at `now`.
@@ -303,23 +385,20 @@ impl ScheduleHead {
         }
         let mut due = Due::at(first);
         let begin = now - COUNTED_MS;
-        if first < begin {
+        if first < begin
+            && let Some(at) = timetable.next_after(begin).filter(|&at| at <= now)
+        {
             // What is further back counts as one.
-            due.missed = 1;
-            due.missed_since = Some(first);
-            due.at = timetable
-                .next_after(begin)
-                .filter(|&at| at <= now)
-                .unwrap_or(first);
+            due = Due {
+                at,
+                missed: 1,
+                missed_since: Some(first),
+            };
         }
         while let Some(next) = timetable.next_after(due.at).filter(|&at| at <= now) {
             due.missed += 1;
             due.missed_since = Some(due.missed_since.unwrap_or(due.at));
             due.at = next;
-        }
-        if due.at == first {
-            // It is only late.
-            due = Due::at(first);
         }
         Some(due)
     }
@@ -368,13 +447,14 @@ impl ScheduleHead {
         if let Decision::Wait(due) = decision {
             head.waiting = Some(due);
         }
+        head.tried_since = None;
         head.owe(now)
     }
 
-    /// The head after `run` was started beside its timetable.
+    /// The head after `run` was started beside its timetable, with the runs of `open` under way.
     #[must_use]
-    pub fn run_now(&self, run: Uuid, now: i64) -> Self {
-        self.with_open(&self.open, Some(run)).owe(now)
+    pub fn run_now(&self, run: Uuid, open: &[Uuid], now: i64) -> Self {
+        self.with_open(open, Some(run)).owe(now)
     }
 
     /// The next head, with these runs under way, of many the newest.
@@ -385,7 +465,11 @@ impl ScheduleHead {
         open.dedup();
         let many = open.len().saturating_sub(OPEN);
         open.drain(..many);
-        Self { open, ..self.next() }
+        Self {
+            open,
+            last_run: run.or(self.last_run),
+            ..self.next()
+        }
     }
 }
 
@@ -705,6 +789,14 @@ mod tests {
         assert_eq!((late.0, late.2), (100 * 24 * 60, Some(begin)));
         assert_eq!(late.1, 35 * 24 * 60, "what is further back counts as one");
 
+        let (monthly, every) = self::head("0 0 1 */2 *", Overlap::Allow, ms("2026-02-15T00:00:00Z"));
+        let late = monthly.due(&every, ms("2026-04-20T00:00:00Z"));
+        assert_eq!(
+            late,
+            Some(Due::at(ms("2026-03-01T00:00:00Z"))),
+            "alone, however late"
+        );
+
         let (daily, timetable) = self::head("0 10 * * *", Overlap::Allow, begin - 1);
         let late = daily.due(&timetable, begin + 8 * 60 * MINUTE);
         assert_eq!(late, Some(Due::at(begin)), "a late one is none that was missed");
@@ -780,10 +872,63 @@ mod tests {
         let hour = begin + 60 * MINUTE;
         let again = paused.planned(plan("* * * * *", Overlap::Queue), &timetable, hour + 1);
         assert_eq!(again.next_fire_at, Some(hour + MINUTE));
+        let dropped = waits.dropped(&paused, begin + 1);
+        assert_eq!(
+            (dropped.len(), dropped[0].due, dropped[0].status),
+            (1, Due::at(begin), FiringStatus::Skipped)
+        );
         // A clock that was ahead has fired a time that is still to come by another clock.
         let ahead = fresh.decided(Decision::Start(Due::at(begin)), None, &[], &timetable, begin);
         let changed = ahead.planned(plan("* * * * *", Overlap::Queue), &timetable, begin - 500);
         assert_eq!(changed.next_fire_at, Some(begin + MINUTE));
+    }
+
+    #[test]
+    fn what_is_due_survives_a_change_of_anything_but_its_time() {
+        let begin = ms("2026-06-01T10:00:00Z");
+        let (head, timetable) = head("0 10 * * *", Overlap::Skip, begin - 1);
+        let now = begin + 10_000;
+        let renamed = head.planned(plan("0 10 * * *", Overlap::Allow), &timetable, now);
+        assert_eq!(
+            (renamed.next_fire_at, renamed.overlap),
+            (Some(begin), Overlap::Allow)
+        );
+        assert!(head.dropped(&renamed, now).is_empty());
+        let other = plan("0 11 * * *", Overlap::Skip);
+        let moved = head.planned(other.clone(), &other.timetable().unwrap(), now);
+        assert_eq!(moved.next_fire_at, Some(begin + 60 * MINUTE));
+        let dropped = head.dropped(&moved, now);
+        assert_eq!((dropped.len(), dropped[0].due), (1, Due::at(begin)));
+        let sooner = head.planned(other.clone(), &other.timetable().unwrap(), begin - 1);
+        assert!(head.dropped(&sooner, begin - 1).is_empty(), "it was not due");
+    }
+
+    #[test]
+    fn who_only_looked_looks_again_with_those_that_are_due_next() {
+        let begin = ms("2026-06-01T10:00:00Z");
+        let (head, timetable) = head("0 * * * *", Overlap::Skip, begin - 1);
+        let first = head.refused(begin + 500);
+        assert_eq!(
+            (first.due_at, first.tried_since),
+            (Some(begin + MINUTE), Some(begin + 500))
+        );
+        assert_eq!(first.due(&timetable, begin + MINUTE), Some(Due::at(begin)));
+        let second = first.refused(begin + MINUTE + 700);
+        assert_eq!(
+            (second.due_at, second.tried_since),
+            (Some(begin + 2 * MINUTE), Some(begin + 500))
+        );
+        let decided = second.decided(
+            Decision::Start(Due::at(begin)),
+            None,
+            &[],
+            &timetable,
+            begin + 2 * MINUTE,
+        );
+        assert_eq!(
+            (decided.tried_since, decided.due_at),
+            (None, Some(begin + 60 * MINUTE))
+        );
     }
 
     #[test]
@@ -798,7 +943,7 @@ mod tests {
                 &timetable,
                 NOW,
             );
-            head = head.run_now(Uuid::from_u128(n), NOW);
+            head = head.run_now(Uuid::from_u128(n), &head.open, NOW);
         }
         assert_eq!(head.open.len(), OPEN);
         assert_eq!(head.open.last(), Some(&Uuid::from_u128(199)));

@@ -1,11 +1,12 @@
 //! Who is told how a run came out, and that a schedule could not start one.
 
+use reqwest::Method;
 use ringback_api::LOCAL_ORG;
 use ringback_shared::models::schedule::NotifyOn;
 use serde_json::{Value, json};
 
 use crate::{
-    api::{PERSONALITY, SCENARIO, SIMULATION},
+    api::{PERSONALITY, SCENARIO, SIMULATION, assert_refused},
     fixtures::{
         LONG, RUNS, assert_valid, assistant, ended, evaluation, inline_target, list, personality, run,
         scenario, simple_run, text,
@@ -49,6 +50,16 @@ async fn told(receiver: &HookReceiver, path: &str, count: usize) -> Vec<Told> {
     let enough = |told: &[Told]| told.iter().filter(|told| told.path == path).count() >= count;
     let all = receiver.wait_for(&format!("{count} at {path}"), enough).await;
     all.into_iter().filter(|told| told.path == path).collect()
+}
+
+/// What is read in a part of a Slack message.
+fn words(part: &Value) -> String {
+    match part["type"].as_str() {
+        Some("text") => text(&part["text"]).to_owned(),
+        Some("emoji") => format!(":{}:", text(&part["name"])),
+        Some("link") => text(&part["url"]).to_owned(),
+        _ => list(&part["elements"]).iter().map(words).collect(),
+    }
 }
 
 fn names(list_of: &Value) -> Vec<&str> {
@@ -139,25 +150,28 @@ async fn a_suites_run_says_what_newly_fails_what_is_fixed_and_what_is_flaky() {
         list(&webhook["newlyFailing"]["simulations"])
     );
 
-    // Slack gets a message in its own form, with nothing in it that it could take for a link or a mention.
+    // Slack gets a message in its own form, in which a name is nothing but a text.
     let slack = told(&receiver, "/slack", 4).await;
     let message = &slack.last().unwrap().body;
-    let blocks: Vec<&str> = list(&message["blocks"])
-        .iter()
-        .map(|block| text(&block["text"]["text"]))
-        .collect();
-    let whole = blocks.join("\n");
-    for part in [
-        ":x: failed: *Suite &lt;of&gt; &amp; all*",
-        "5 of 8 passed, 3 failed",
-        "*Newly failing* (1)\n• breaks",
-        "*Fixed* (1)\n• mends",
-        "*Flaky* (1)\n• wavers",
-        &format!("<{}|Open the run>", text(&second["url"])),
-    ] {
-        assert!(whole.contains(part), "{part}: {whole}");
+    let blocks = list(&message["blocks"]);
+    assert!(blocks.len() == 1 && blocks[0]["type"] == "rich_text");
+    let parts: Vec<String> = list(&blocks[0]["elements"]).iter().map(words).collect();
+    let expected = [
+        ":x: Suite <of> & all failed",
+        "5 of 8 passed, 3 failed, pass rate 62 %, answers after",
+        "Newly failing (1)",
+        "breaks",
+        "Fixed (1)",
+        "mends",
+        "Flaky (1)",
+        "wavers",
+        text(&second["url"]),
+    ];
+    assert_eq!(parts.len(), expected.len(), "{parts:#?}");
+    for (part, expected) in parts.iter().zip(expected) {
+        assert!(part.starts_with(expected), "{part} is not {expected}");
     }
-    assert!(text(&message["text"]).contains("5 of 8 passed"));
+    assert!(text(&message["text"]).starts_with("Suite &lt;of&gt; &amp; all failed: 5 of 8 passed"));
     // The run says to whom it was told, without the URLs, which are secrets.
     let run = until("what became of the notices", LONG, async || {
         let run = api.get(&format!("{RUNS}/{}", text(&second["id"]))).await;
@@ -302,6 +316,7 @@ async fn a_run_of_evals_is_told_too() {
         let made = api.post("/eval/run", &run(pattern)).await;
         let all = told(&receiver, "/evals", n).await;
         let webhook = &all[n - 1].body;
+        assert_eq!(webhook["name"], "greets, waves");
         assert_eq!(
             (&webhook["runId"], &webhook["success"]),
             (&made["id"], &json!(n == 1)),
@@ -360,7 +375,18 @@ async fn a_scheduled_run_is_told_and_so_is_a_schedule_that_cannot_start_one() {
         failed.body
     );
     let slack = told(&receiver, "/slack", 2).await;
-    assert!(text(&slack[1].body["text"]).contains("Nightly did not start"));
+    assert!(text(&slack[1].body["text"]).starts_with("Nightly did not start: "));
+    let history = until("what became of the notices", LONG, async || {
+        let history = api.get(&format!("/schedule/{gone}/firing")).await;
+        let notices = list(&list(&history["results"])[0]["notices"]).to_vec();
+        notices
+            .iter()
+            .all(|notice| notice["status"] == "delivered")
+            .then_some(notices)
+    })
+    .await;
+    let kinds: Vec<&str> = history.iter().map(|notice| text(&notice["type"])).collect();
+    assert_eq!(kinds, ["webhook", "slack"]);
     let history = ctx.store.firings(gone, true, None, 10).await.unwrap();
     assert_eq!(history.len(), 1);
     assert_eq!(history[0].firing.run, None);
@@ -368,5 +394,89 @@ async fn a_scheduled_run_is_told_and_so_is_a_schedule_that_cannot_start_one() {
     // It is told once, although the tick comes again.
     tick(ctx).await;
     assert_eq!(receiver.told_at("/hook").len(), 2);
+    local.shutdown().await;
+}
+
+/// Night after night: the run before is the measure, unless it decided nothing or was canceled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_night_without_a_provider_is_no_measure_for_the_next() {
+    let stand_in = StandIn::start().await;
+    let receiver = HookReceiver::start().await;
+    let (local, api) = local(&stand_in).await;
+    let suite = suite(&api, &["weak", "strong"], json!({})).await;
+    let mut body = of_run(&of_suite(&stand_in, &suite, 1), "Nightly");
+    body["active"] = json!(false);
+    body["notify"] = json!({"server": {"url": receiver.url("/night")}});
+    let schedule = api.post("/schedule", &body).await;
+    let path = format!("/schedule/{}/run", text(&schedule["id"]));
+    stand_in.judge("strong/booked", json!(true));
+    let mut nights: Vec<(Value, Value)> = Vec::new();
+    let mut night = async |weak: bool, out: bool, canceled: bool| {
+        stand_in.judge("weak/booked", json!(weak));
+        if out {
+            stand_in.fail(Role::Tester, 100, Fault::Status(400));
+        }
+        if canceled {
+            stand_in.fail(Role::Tester, 100, Fault::Hang);
+        }
+        let run = api.post(&path, &json!({})).await;
+        if canceled {
+            api.patch(&format!("{RUNS}/{}", text(&run["id"]))).await;
+        }
+        let all = told(&receiver, "/night", nights.len() + 1).await;
+        stand_in.release();
+        let told = all[nights.len()].body.clone();
+        assert_eq!(told["runId"], run["id"]);
+        nights.push((run["id"].clone(), told.clone()));
+        told
+    };
+    let first = night(false, false, false).await;
+    assert_eq!(names(&first["newlyFailing"]), ["weak"]);
+    let out = night(false, true, false).await;
+    assert_eq!(
+        out["itemCounts"],
+        json!({"total": 2, "passed": 0, "failed": 2, "canceled": 0, "errored": 2})
+    );
+    assert_eq!((&out["passRate"], &out["success"]), (&Value::Null, &json!(false)));
+    for list in ["newlyFailing", "stillFailing", "fixed", "flaky"] {
+        assert_eq!(
+            out[list]["count"], 0,
+            "an outage says nothing of the agent: {out:#}"
+        );
+    }
+    let canceled = night(false, false, true).await;
+    assert_eq!(canceled["endedReason"], "canceled");
+    let still = night(false, false, false).await;
+    assert_eq!(still["baselineRunId"], first["runId"]);
+    assert_eq!(
+        (names(&still["stillFailing"]), &still["newlyFailing"]["count"]),
+        (vec!["weak"], &json!(0))
+    );
+    let fixed = night(true, false, false).await;
+    assert_eq!(
+        (&fixed["baselineRunId"], names(&fixed["fixed"])),
+        (&still["runId"], vec!["weak"])
+    );
+
+    // Whom nobody names is told nothing, and that is said.
+    for notify in [
+        json!({"on": "failure"}),
+        json!({"slackWebhookURL": "https://hooks.example.com/x"}),
+    ] {
+        let mut body = of_suite(&stand_in, &suite, 1);
+        body["notify"] = notify.clone();
+        assert_refused(
+            &api.call(Method::POST, RUNS, Some(&body)).await,
+            400,
+            "names nobody",
+        );
+        let again = format!("{RUNS}/{}/rerun", text(&first["runId"]));
+        let body = json!({"notify": notify});
+        assert_refused(
+            &api.call(Method::POST, &again, Some(&body)).await,
+            400,
+            "names nobody",
+        );
+    }
     local.shutdown().await;
 }

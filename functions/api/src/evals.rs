@@ -236,6 +236,7 @@ fn view(head: &RunHead, manifest: &Manifest) -> Result<EvalRun, ApiError> {
 async fn current(ctx: &Context, head: &RunHead) -> Result<EvalRun, ApiError> {
     let manifest = ctx.store.manifest(head.id).await?;
     let mut run = view(head, &manifest)?;
+    run.extra.extend(runs::notices_of(ctx, head, &manifest).await?);
     if head.state != RunState::Ended {
         return Ok(run);
     }

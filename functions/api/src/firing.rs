@@ -25,7 +25,7 @@ use crate::{
 
 /// How often one schedule is looked at in one go: each look decides one firing, or finds that somebody else did.
 const LOOKS: u32 = 8;
-/// How long a run that cannot be started for a reason that may pass is tried again, in milliseconds after its time.
+/// How long a run that cannot be started for a reason that may pass is tried again, in milliseconds.
 const GIVE_UP_MS: i64 = 15 * 60_000;
 /// How often a run by hand is tried again because the schedule was written meanwhile.
 const TRIES: u32 = 5;
@@ -81,7 +81,11 @@ async fn look(ctx: &Context, head: ScheduleHead) -> Result<bool, BoxError> {
         now,
     };
     match decision {
-        Decision::Nothing => Ok(false),
+        Decision::Nothing => {
+            // It waits for a run that goes on. Looked at with those that are due next, it stands before none of them.
+            ctx.store.put_schedule_head(&head, &head.looked(now)).await?;
+            Ok(false)
+        }
         Decision::Start(due) => look.start(due).await,
         Decision::Wait(due) => look.without_run(due, FiringStatus::Waiting, None).await,
         Decision::Skip(due, why) => look.without_run(due, FiringStatus::Skipped, Some(why)).await,
@@ -146,9 +150,10 @@ impl Look<'_> {
                 Ok(true)
             }
             Err(refused) => {
-                let since = due.missed_since.unwrap_or(due.at);
+                let since = head.tried_since.unwrap_or(self.now);
                 if refused.is_transient() && self.now - since < GIVE_UP_MS {
                     tracing::warn!(schedule = %head.id, reason = refused.text(), "a schedule could not start a run yet");
+                    ctx.store.put_schedule_head(head, &head.refused(self.now)).await?;
                     return Ok(false);
                 }
                 let reason = Failure::new(&refused.text(), None).reason;
@@ -206,9 +211,17 @@ pub(crate) async fn run_now(
             return Ok(answer);
         }
         let (_, wanted, head) = schedules::stored(ctx, org, id).await?;
-        let new = prepare(ctx, org, &wanted, now).await?;
+        let new = match prepare(ctx, org, &wanted, now).await {
+            Ok(new) => new,
+            Err(refused) => {
+                // What the same request has started meanwhile is answered as ever.
+                let before = runs::repeated(ctx, org, idempotency.as_ref(), now).await?;
+                return before.ok_or(refused);
+            }
+        };
+        let open = still_open(ctx, &head).await?;
         let firing = Firing::started(Due::at(now), Trigger::Manual, new.id, now);
-        let after = head.run_now(new.id, now);
+        let after = head.run_now(new.id, &open, now);
         let new = NewRun {
             idempotency: idempotency.clone(),
             ..fired(new, &head, after, firing)

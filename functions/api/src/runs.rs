@@ -18,6 +18,7 @@ use ringback_shared::{
             SimulationRunEntry, SimulationRunItemCounts, SimulationRunListItem, SimulationRunListSource,
             SimulationRunListSummary, SimulationRunSourceType, SimulationRunTarget, Transport,
         },
+        schedule::NotifyOn,
         trials,
     },
     notices, progress,
@@ -44,6 +45,8 @@ use crate::{
 const MAX_ITEMS: usize = 100_000;
 /// The most that the snapshots of a run may weigh together, in bytes of JSON: they are made in the request.
 const MAX_SNAPSHOTS: usize = 50_000_000;
+/// The most Slack webhooks that are told of a run because its suites name them.
+const MAX_TOLD: usize = 50;
 /// How many runs are read at once for a list.
 const READS: usize = 16;
 /// How long a request works on a run before it leaves the rest to others.
@@ -92,9 +95,12 @@ pub(crate) async fn prepare(
     let most = MAX_ITEMS / iterations as usize;
     let (refs, snapshots) = resolve_simulations(ctx, org, &wanted.simulations, &suites, most, now).await?;
     way.check(&snapshots)?;
-    let notify = Receivers {
-        asked: wanted.notify,
-        suites: slack_webhooks(&wanted.simulations, &suites)?,
+    let notify = match &wanted.notify {
+        Some(notify) if notify.on == NotifyOn::Never => Receivers::default(),
+        _ => Receivers {
+            suites: slack_webhooks(&wanted.simulations, &suites)?,
+            asked: wanted.notify,
+        },
     };
     Ok(NewRun {
         id: ids::new_id(now),
@@ -133,6 +139,12 @@ fn slack_webhooks(entries: &[SimulationRunEntry], suites: &Named) -> Result<Vec<
             }
         }
     }
+    if urls.len() > MAX_TOLD {
+        return Err(ApiError::bad_request(format!(
+            "the suites of a run may have at most {MAX_TOLD} different slackWebhookUrls; play fewer suites in one run, or set \
+             notify.on to never"
+        )));
+    }
     Ok(urls)
 }
 
@@ -169,8 +181,19 @@ pub(crate) async fn begin(ctx: &Context, new: NewRun, now: i64) -> Result<(RunHe
     }
 }
 
+/// Where somebody is to be told how a run came out, it is said who.
+pub(crate) fn check_told(new: &NewRun) -> Result<(), ApiError> {
+    if new.manifest.notify.names_nobody() {
+        return Err(ApiError::bad_request(
+            "notify names nobody: give slackWebhookUrl or server, or set notify.on to never",
+        ));
+    }
+    Ok(())
+}
+
 /// Whether a run may start: the organization has not spent its billing limit, and whatever is told of the run can be signed.
 pub(crate) async fn admit(ctx: &Context, new: &NewRun, now: i64) -> Result<(), ApiError> {
+    check_told(new)?;
     orgs::check_billing_limit(ctx, new.org, now).await?;
     if new.snapshots.iter().any(Snapshot::has_hooks) || new.manifest.notify.on().is_some() {
         // Nothing is sent unsigned: the secret is there before the first hook is owed.
@@ -270,7 +293,7 @@ pub(crate) fn created(
             .map(|n| ids::item_id(as_created.id, n).to_string())
             .collect(),
         message: None,
-        url: format!("{}/eval/simulation/run/{}", ctx.config.public_url, as_created.id),
+        url: as_created.url(&ctx.config.public_url),
         run: view(&as_created, manifest, &tally)?,
     })
 }
@@ -693,13 +716,7 @@ fn view(head: &RunHead, manifest: &Manifest, tally: &Tally) -> Result<Simulation
         queued_at: iso(head.created_at),
         started_at: head.started_at.map(iso),
         ended_at: head.ended_at.map(iso),
-        ended_reason: head.ended_at.map(|_| {
-            if head.canceled_at.is_some() {
-                "canceled".to_owned()
-            } else {
-                "completed".to_owned()
-            }
-        }),
+        ended_reason: head.ended_at.map(|_| head.ended_reason().to_owned()),
         created_at: iso(head.created_at),
         updated_at: iso(head.updated_at),
         item_counts: Some(counts(head, manifest, tally)),
@@ -730,16 +747,22 @@ pub(crate) fn shown_origin(origin: RunOrigin) -> trials::RunOrigin {
 pub(crate) async fn current(ctx: &Context, head: &RunHead) -> Result<SimulationRun, ApiError> {
     let manifest = ctx.store.manifest(head.id).await?;
     let mut run = shown(ctx, head, &manifest).await?;
-    if head.state == RunState::Ended
-        && head.notify.is_some()
-        && let Some(hook) = ctx.store.hook(&HookKey::of_run(head.id)).await?
-    {
-        run.extra.insert(
-            "notices".to_owned(),
-            notices::progress(&hook, &manifest.notify, head),
-        );
-    }
+    run.extra.extend(notices_of(ctx, head, &manifest).await?);
     Ok(run)
+}
+
+/// To whom the end of a run was told, as a field of it, if anybody wants to hear of it.
+pub(crate) async fn notices_of(
+    ctx: &Context,
+    head: &RunHead,
+    manifest: &Manifest,
+) -> Result<Option<(String, Value)>, ApiError> {
+    if head.state != RunState::Ended || head.notify.is_none() {
+        return Ok(None);
+    }
+    let hook = ctx.store.hook(&HookKey::of_run(head.id)).await?;
+    let notices = hook.map(|hook| notices::progress(&hook, &manifest.notify, head.is_success()));
+    Ok(notices.map(|notices| ("notices".to_owned(), notices)))
 }
 
 async fn shown(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<SimulationRun, ApiError> {

@@ -15,9 +15,10 @@ use ringback_shared::{
             TrendPoint, UpdateSchedule,
         },
     },
+    notices,
     results::Report,
     schedule::{Firing, Plan, ScheduleHead, Timetable},
-    store::{Definition, Kind, RunHead, RunKind},
+    store::{Definition, HookKey, Kind, Receivers, RunHead, RunKind},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -87,29 +88,41 @@ fn checked(body: Value) -> Result<Object, ApiError> {
     Ok(fields)
 }
 
-/// What is in a schedule, and when it fires: some time, unless it is paused.
-fn fires(fields: &Object, now: i64) -> Result<(CreateSchedule, Plan, Timetable), ApiError> {
+/// What is in a schedule, and when it fires.
+fn read_fields(fields: &Object) -> Result<(CreateSchedule, Plan, Timetable), ApiError> {
     let asked: CreateSchedule =
         serde_json::from_value(Value::Object(fields.clone())).map_err(|error| ApiError::internal(&error))?;
     let plan = asked.plan();
     let timetable = plan
         .timetable()
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    Ok((asked, plan, timetable))
+}
+
+/// A schedule that is not paused fires some time after `now`.
+fn must_fire(plan: &Plan, timetable: &Timetable, now: i64) -> Result<(), ApiError> {
     if plan.active && timetable.next_after(now).is_none() {
         return Err(ApiError::bad_request(
             "the schedule would never fire: no time from now on fits cron, startAt and endAt; change one of them, or set \
              active to false",
         ));
     }
-    Ok((asked, plan, timetable))
+    Ok(())
+}
+
+/// A run of the schedule could be started now, were it not for what is spent.
+async fn check_run(ctx: &Context, org: Uuid, asked: &CreateSchedule, now: i64) -> Result<(), ApiError> {
+    let new = runs::prepare(ctx, org, asked.run(), now).await?;
+    runs::check_told(&new)
 }
 
 /// Creates a schedule. Whatever it names is looked up at once, so that what is wrong is said to somebody.
 pub(crate) async fn create(ctx: &Context, org: Uuid, body: Value) -> Result<Response, ApiError> {
     let fields = checked(runs::without_ignored(body))?;
     let now = ctx.clock.now_ms();
-    let (asked, plan, timetable) = fires(&fields, now)?;
-    runs::prepare(ctx, org, asked.run(), now).await?;
+    let (asked, plan, timetable) = read_fields(&fields)?;
+    must_fire(&plan, &timetable, now)?;
+    check_run(ctx, org, &asked, now).await?;
     let id = ids::new_id(now);
     let stored = definitions::whole(org, id, fields, now);
     let head = ScheduleHead::new(id, org, plan, &timetable, now);
@@ -140,16 +153,20 @@ pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> R
     let changes = definitions::checked::<UpdateSchedule>(body)?;
     let mut fields = checked(Value::Object(definitions::changed(&read.body, &changes)))?;
     let now = ctx.clock.now_ms();
-    let (asked, plan, timetable) = fires(&fields, now)?;
+    let (asked, plan, timetable) = read_fields(&fields)?;
+    if !head.fires_by(&plan) {
+        must_fire(&plan, &timetable, now)?;
+    }
     let run = [
         "simulations",
         "target",
         "transport",
         "iterations",
         "concurrencyLimit",
+        "notify",
     ];
     if run.iter().any(|&field| changes.contains_key(field)) {
-        runs::prepare(ctx, org, asked.run(), now).await?;
+        check_run(ctx, org, &asked, now).await?;
     }
     for own in ["id", "orgId", "createdAt"] {
         if let Some(value) = read.body.get(own) {
@@ -158,14 +175,11 @@ pub(crate) async fn update(ctx: &Context, org: Uuid, id: &str, body: Value) -> R
     }
     fields.insert("updatedAt".to_owned(), json!(iso(now)));
     let after = head.planned(plan, &timetable, now);
-    let dropped = head.waiting.filter(|_| after.waiting.is_none()).map(|due| {
-        let why = "the schedule was paused while it waited";
-        Firing::without_run(due, FiringStatus::Skipped, Some(why), now)
-    });
+    let dropped = head.dropped(&after, now);
     let changed = Value::Object(fields);
     let written = ctx
         .store
-        .update_schedule(&read, changed.clone(), &head, &after, dropped.as_ref());
+        .update_schedule(&read, changed.clone(), &head, &after, &dropped);
     match written.await {
         Err(error) if error.is_duplicate() => Err(overtaken()),
         written => {
@@ -195,7 +209,8 @@ pub(crate) async fn firings(
     id: &str,
     request: &Request,
 ) -> Result<Response, ApiError> {
-    let schedule = definitions::found(ctx, org, Kind::Schedule, id).await?.id;
+    let (stored, asked, _) = stored(ctx, org, id).await?;
+    let schedule = stored.id;
     let query = &request.query;
     let limit = lists::whole(query, "limit", 100, 1..=lists::MAX_LIMIT)?;
     let newest_first = match query.get("sortOrder") {
@@ -205,10 +220,12 @@ pub(crate) async fn firings(
     };
     let cursor = query.get("cursor");
     let place = |text: &str| {
-        text.chars()
-            .all(|c| c.is_ascii_hexdigit() || matches!(c, '#' | '-'))
+        let (at, run) = text.split_once('_').unwrap_or((text, ""));
+        at.len() == 15
+            && at.bytes().all(|b| b.is_ascii_digit())
+            && (run.is_empty() || Uuid::try_parse(run).is_ok())
     };
-    if cursor.is_some_and(|text| !place(text) || text.len() > 60) {
+    if cursor.is_some_and(|text| !place(text)) {
         return Err(ApiError::bad_request(
             "cursor is not one of this list's; pass back nextCursor as it came",
         ));
@@ -223,8 +240,9 @@ pub(crate) async fn firings(
     let next = found.last().map(|last| last.place.clone()).filter(|_| more);
     let runs: Vec<Uuid> = found.iter().filter_map(|kept| kept.firing.run).collect();
     let heads = ctx.store.runs(org, RunKind::Simulation, &runs).await?;
+    let receivers = &Receivers::of(asked.notify);
     let results = stream::iter(found)
-        .map(|kept| shown(ctx, kept.firing, &heads))
+        .map(|kept| shown(ctx, schedule, kept.firing, &heads, receivers))
         .buffered(READS)
         .try_collect()
         .await?;
@@ -248,9 +266,19 @@ async fn tally(ctx: &Context, head: &RunHead) -> Result<Tally, ApiError> {
 
 async fn shown(
     ctx: &Context,
+    schedule: Uuid,
     firing: Firing,
     heads: &BTreeMap<Uuid, RunHead>,
+    receivers: &Receivers,
 ) -> Result<ScheduleFiring, ApiError> {
+    let hook = match firing.status {
+        FiringStatus::Failed => {
+            ctx.store
+                .hook(&HookKey::of_firing(schedule, firing.due.at))
+                .await?
+        }
+        _ => None,
+    };
     let head = firing.run.and_then(|run| heads.get(&run));
     let item_counts = match head {
         Some(head) => Some(runs::item_counts(head.total, &tally(ctx, head).await?)),
@@ -267,6 +295,7 @@ async fn shown(
         run_id: firing.run.map(|run| run.to_string()),
         run_status: head.map(runs::status),
         item_counts,
+        notices: hook.map(|hook| notices::progress(&hook, receivers, false)),
     })
 }
 
@@ -314,6 +343,7 @@ pub(crate) async fn trend(
             pass_rate: report.and_then(|report| report.trials.pass_rate()),
             latency: report.and_then(|report| report.latency),
             cost: costs::dollars(tally.costs.cost),
+            costs_unknown: tally.costs.unknown.into_iter().collect(),
         });
     }
     Response::ok(ScheduleTrend {

@@ -21,18 +21,19 @@ use ringback_shared::{
     notices::{self, Notice},
     queue::HookMessage,
     results::Report,
-    store::{ItemKey, Kind, Manifest, Receivers, RunHead, RunKey, StoreError},
+    store::{ItemKey, Kind, Manifest, Receivers, RunHead, RunKey, RunKind, StoreError},
     webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, sign},
 };
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 /// How long an answer is waited for where nobody says how long, in seconds.
 const TIMEOUT_SECONDS: i64 = 20;
 /// How much longer than the longest answer a worker's claim holds, in milliseconds.
 const LEASE_MARGIN_MS: i64 = 15_000;
-/// The same where all items of a run, and of the run before it, are counted first.
-const COUNTING_MARGIN_MS: i64 = 120_000;
+/// How many runs are counted at once: each may have 100,000 simulations, and is held in memory with the one before it.
+static COUNTING: Semaphore = Semaphore::const_new(1);
 /// How many actions of one hook are sent in one go, all at once: the claim is for one answer. The others come next.
 const CONCURRENCY: usize = 8;
 /// The longest description of what went wrong, in characters.
@@ -74,13 +75,13 @@ async fn work(ctx: &Context, message: HookMessage) -> Outcome {
 }
 
 async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
-    let Some(matter) = Matter::of(ctx, &hook).await? else {
+    let Some(matter) = Box::pin(Matter::of(ctx, &hook)).await? else {
         return Ok(Outcome::Drop("what it tells of is gone"));
     };
     let actions = matter.actions(&hook);
     let owner = ctx.owner();
     let now = ctx.clock.now_ms();
-    let lease_ms = actions.iter().map(timeout_ms).max().unwrap_or(0) + matter.margin_ms();
+    let lease_ms = actions.iter().map(timeout_ms).max().unwrap_or(0) + LEASE_MARGIN_MS;
     let claimed = ctx
         .store
         .change_hook(hook, |hook| hook.claim(&owner, lease_ms, now))
@@ -89,7 +90,7 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
         return Ok(Outcome::Drop("nothing to deliver now"));
     };
     let Some(content) = Box::pin(matter.content(ctx, &hook)).await? else {
-        return Ok(Outcome::Quarantine("a hook without its item".to_owned()));
+        return Ok(Outcome::Quarantine("a hook without what it tells of".to_owned()));
     };
     let secrets = match actions.is_empty() {
         true => Vec::new(),
@@ -127,8 +128,12 @@ enum Matter {
     /// An item's conversation.
     Item { at: ItemKey, briefing: Arc<Briefing> },
     /// A run's end.
-    Run { head: Box<RunHead>, manifest: Manifest },
-    /// A schedule that did not start a run; without its definition, if that is gone.
+    Run {
+        head: Box<RunHead>,
+        receivers: Receivers,
+        report: Box<Report>,
+    },
+    /// A schedule that did not start a run.
     Firing {
         schedule: Uuid,
         fire_at: i64,
@@ -165,11 +170,17 @@ impl Matter {
                     kind,
                     run,
                 };
-                match ctx.store.run(key).await? {
-                    Some(head) => Some(Self::Run {
-                        manifest: ctx.store.manifest(run).await?,
-                        head: Box::new(head),
-                    }),
+                let head = ctx.store.run(key).await?;
+                match head.filter(|head| head.deleted_at.is_none()) {
+                    Some(head) => {
+                        let manifest = ctx.store.manifest(run).await?;
+                        Some(Self::Run {
+                            // Counted before the hook is claimed, which is for as long as it takes to be told.
+                            report: Box::new(report(ctx, &head, &manifest).await?),
+                            receivers: manifest.notify,
+                            head: Box::new(head),
+                        })
+                    }
                     None => None,
                 }
             }
@@ -188,17 +199,10 @@ impl Matter {
         })
     }
 
-    fn margin_ms(&self) -> i64 {
-        match self {
-            Self::Run { .. } => COUNTING_MARGIN_MS,
-            Self::Item { .. } | Self::Firing { .. } => LEASE_MARGIN_MS,
-        }
-    }
-
     fn actions(&self, hook: &Hook) -> Vec<Action> {
         match self {
             Self::Item { briefing, .. } => hooks::actions(&briefing.snapshot, &briefing.target, hook.event),
-            Self::Run { head, manifest } => notices::actions(&manifest.notify, head.is_success()),
+            Self::Run { head, receivers, .. } => notices::actions(receivers, head.is_success()),
             Self::Firing { notify, .. } => notices::actions(&Receivers::of(notify.clone()), false),
         }
     }
@@ -217,26 +221,8 @@ impl Matter {
                 }
                 None => None,
             },
-            Self::Run { head, manifest } => {
-                // Who is told again is told the same.
-                let report = match Report::kept(&ctx.store, head.id).await? {
-                    Some(report) => report,
-                    None => {
-                        let report = Report::of(&ctx.store, &head).await?;
-                        report.keep(&ctx.store, head.id).await?;
-                        report
-                    }
-                };
-                let schedule = match head.schedule {
-                    Some(scheduled) => {
-                        let stored = ctx.store.definition(head.org, Kind::Schedule, scheduled.schedule);
-                        stored.await?.map(|stored| name_of(&stored.body))
-                    }
-                    None => None,
-                };
-                let title = schedule.clone().unwrap_or_else(|| title_of(&manifest));
-                let notice = notices::of_run(hook, &head, &report, &title, schedule.as_deref(), public_url);
-                Some(Content::Notice(notice))
+            Self::Run { head, report, .. } => {
+                Some(Content::Notice(notices::of_run(hook, &head, &report, public_url)))
             }
             Self::Firing {
                 schedule,
@@ -270,15 +256,39 @@ fn name_of(value: &Value) -> String {
     name.unwrap_or_default().to_owned()
 }
 
-/// What a run that no schedule started is called: as the suites that it plays, if it plays some.
-fn title_of(manifest: &Manifest) -> String {
-    let entries = manifest.simulations.as_array().into_iter().flatten();
-    let named: Vec<String> = entries.map(name_of).filter(|name| !name.is_empty()).collect();
-    match (named.as_slice(), manifest.refs.len()) {
-        ([], 1) => "A simulation".to_owned(),
-        ([], count) => format!("{count} simulations"),
-        (named, _) => named.join(", "),
+/// What a run came to, and what it is called: counted once, so that who is told again is told the same.
+async fn report(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<Report, StoreError> {
+    if let Some(report) = Report::kept(&ctx.store, head.id).await? {
+        return Ok(report);
     }
+    let schedule = match head.schedule {
+        Some(scheduled) => {
+            let stored = ctx.store.definition(head.org, Kind::Schedule, scheduled.schedule);
+            stored.await?.map(|stored| name_of(&stored.body))
+        }
+        None => None,
+    };
+    let _turn = COUNTING.acquire().await;
+    let report = Report {
+        title: schedule.clone().unwrap_or_else(|| title_of(head, manifest)),
+        schedule,
+        ..Report::of(&ctx.store, head).await?
+    };
+    report.keep(&ctx.store, head.id).await
+}
+
+/// What a run that no schedule started is called: as the suites, simulations or evals that its request names.
+fn title_of(head: &RunHead, manifest: &Manifest) -> String {
+    let entries = manifest.simulations.as_array().into_iter().flatten();
+    let (mut names, what) = match head.kind {
+        RunKind::Simulation => (entries.map(name_of).collect(), "simulations"),
+        RunKind::Eval => (head.eval_names.clone(), "evals"),
+    };
+    names.retain(|name| !name.is_empty());
+    if names.is_empty() {
+        return format!("{} {what}", manifest.refs.len());
+    }
+    names.join(", ")
 }
 
 /// What the organization's hooks are signed with.
@@ -375,7 +385,9 @@ impl Letter<'_> {
             .as_deref()
             .unwrap_or_default()
             .parse()
-            .map_err(|_| Failed::Never("the server's url is not a URL".to_owned()))?;
+            .ok()
+            .filter(|url: &Url| matches!(url.scheme(), "http" | "https"))
+            .ok_or_else(|| Failed::Never("the server's url is not an http or https URL".to_owned()))?;
         let client = self
             .ctx
             .outbound

@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 /// How many schedules are taken in one go, about; the next tick finds the others.
 const LIMIT: i32 = 1000;
-/// How many of them are looked after at once.
-const CONCURRENCY: usize = 8;
+/// How many of them are looked after at once: the snapshots of a run may have 50 MB.
+const CONCURRENCY: usize = 4;
 
 /// Looks after every schedule that is due. One that fails is logged and found again by the next tick.
 ///

@@ -682,11 +682,10 @@ fn stream_event(record: &StreamRecord, arn: &str) -> Result<EventRecord, serde_j
 
 // --- The clock --------------------------------------------------------------------------------------------------------
 
-/// Calls `handler` every `period`, for the first time after `first`, until the stop.
+/// Calls `handler` again and again until the stop, each time after the pause that `pause` gives then.
 pub async fn feed_tick<H, F>(
     function: &'static str,
-    first: Duration,
-    period: Duration,
+    pause: impl Fn() -> Duration,
     timeout: Duration,
     handler: H,
     mut stop: Stop,
@@ -694,12 +693,10 @@ pub async fn feed_tick<H, F>(
     H: Fn(Deadline) -> F,
     F: Future<Output = Result<(), BoxError>>,
 {
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + first, period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.stopped() => return,
-            _ = ticks.tick() => {}
+            () = tokio::time::sleep(pause()) => {}
         }
         let deadline = Deadline::after(timeout);
         tokio::select! {

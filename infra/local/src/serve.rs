@@ -395,8 +395,7 @@ impl Local {
         let context = self.context.clone();
         let minute = drivers::feed_tick(
             "sweep",
-            MINUTE,
-            MINUTE,
+            || MINUTE,
             MINUTE,
             move |deadline| sweep(context.clone(), ringback_sweep::Scope::Due, deadline),
             stop.clone(),
@@ -404,10 +403,10 @@ impl Local {
         self.spawn("sweep", minute);
 
         let context = self.context.clone();
+        let clock = Arc::clone(&context.clock);
         let schedule = drivers::feed_tick(
             "schedule",
-            next_minute(context.clock.now_ms()),
-            MINUTE,
+            move || next_minute(clock.now_ms()),
             MINUTE,
             move |deadline| {
                 let context = context.clone();
@@ -420,8 +419,7 @@ impl Local {
         let stream = self.emulator.stream();
         let expiry = drivers::feed_tick(
             "expiry",
-            EXPIRY_PERIOD,
-            EXPIRY_PERIOD,
+            || EXPIRY_PERIOD,
             MINUTE,
             move |_| {
                 let stream = stream.clone();

@@ -45,6 +45,14 @@ where
     Option::<T>::deserialize(input).map(Some)
 }
 
+/// Reads a whole number where absence and `null` mean different things, as [`nullable`] does.
+///
+/// # Errors
+/// When it is no whole number.
+pub fn nullable_integer<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Option<i64>>, D::Error> {
+    optional_integer(input).map(Some)
+}
+
 /// Writes a number without a fraction as an integer (`3`, not `3.0`), as clients that compare text expect.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! Schedules: runs that start by the clock, and who is told how they came out.
 
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
@@ -145,6 +146,12 @@ impl Validate for Notify {
             server.validate_as_receiver(&path, faults);
             if server.url.is_none() {
                 faults.push(format!("{path}.url must be given"));
+            }
+            for (name, value) in server.headers.iter().flatten() {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                if HeaderName::try_from(name).is_err() || HeaderValue::try_from(text).is_err() {
+                    faults.push(format!("{path}.headers.{name} cannot be sent as a header"));
+                }
             }
         }
     }
@@ -293,10 +300,14 @@ pub struct UpdateSchedule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = CRON))]
     pub cron: Option<String>,
-    /// The IANA time zone whose clock the expression goes by.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The IANA time zone whose clock the expression goes by; `null` is UTC.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(length(max = CRON))]
-    pub timezone: Option<String>,
+    pub timezone: Option<Option<String>>,
     /// It does not fire before; `null` takes that away.
     #[serde(
         default,
@@ -320,14 +331,14 @@ pub struct UpdateSchedule {
     /// What its runs test.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<SimulationRunTarget>,
-    /// How often each simulation is played in a run.
+    /// How often each simulation is played in a run; `null` is once.
     #[serde(
         default,
-        deserialize_with = "lenient::optional_integer",
+        deserialize_with = "lenient::nullable_integer",
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(range(min = 1, max = 10))]
-    pub iterations: Option<i64>,
+    pub iterations: Option<Option<i64>>,
     /// How the tester reaches the target; `null` takes that away.
     #[serde(
         default,
@@ -338,14 +349,18 @@ pub struct UpdateSchedule {
     /// How many conversations of a run may be held at a time; `null` takes that away.
     #[serde(
         default,
-        deserialize_with = "lenient::nullable",
+        deserialize_with = "lenient::nullable_integer",
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(range(min = 1, max = u32::MAX))]
     pub concurrency_limit: Option<Option<i64>>,
-    /// What becomes of a firing while a run of the schedule is under way.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub overlap: Option<Overlap>,
+    /// What becomes of a firing while a run of the schedule is under way; `null` is to skip it.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub overlap: Option<Option<Overlap>>,
     /// Who is told; `null` takes that away.
     #[serde(
         default,
@@ -353,9 +368,13 @@ pub struct UpdateSchedule {
         skip_serializing_if = "Option::is_none"
     )]
     pub notify: Option<Option<Notify>>,
-    /// Whether it fires: `false` pauses it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub active: Option<bool>,
+    /// Whether it fires: `false` pauses it, and `null` is `true`.
+    #[serde(
+        default,
+        deserialize_with = "lenient::nullable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub active: Option<Option<bool>>,
     /// Fields that are not modelled.
     #[serde(flatten)]
     pub extra: Object,
@@ -414,6 +433,10 @@ pub struct ScheduleFiring {
     /// Its items by status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub item_counts: Option<SimulationRunItemCounts>,
+    /// To whom it was told that no run could be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<Object>>")]
+    pub notices: Option<serde_json::Value>,
 }
 
 /// Response times of the target over the items of a run, in milliseconds; of each item its mean.
@@ -480,6 +503,8 @@ pub struct TrendPoint {
     pub latency: Option<RunLatency>,
     /// What it cost in US dollars, as far as it is known.
     pub cost: f64,
+    /// Models of calls whose cost is not known.
+    pub costs_unknown: Vec<String>,
 }
 
 /// How the runs of a schedule came out, firing by firing.

@@ -41,14 +41,20 @@ impl HookKey {
         }
     }
 
+    /// A firing of a schedule, due at `at` (milliseconds since the Unix epoch), for which no run could be started.
+    #[must_use]
+    pub fn of_firing(schedule: Uuid, at: i64) -> Self {
+        Self {
+            pk: schedule_pk(schedule),
+            sk: format!("HOOK#{}#{}", HookEvent::ScheduleFailed.as_str(), time_key(at)),
+        }
+    }
+
     fn of(hook: &Hook) -> Self {
         match hook.subject {
             Subject::Item { run, index, .. } => Self::of_item(ids::item_id(run, index), hook.event),
             Subject::Run { run, .. } => Self::of_run(run),
-            Subject::Firing { schedule, fire_at } => Self {
-                pk: schedule_pk(schedule),
-                sk: format!("HOOK#{}#{}", hook.event.as_str(), time_key(fire_at)),
-            },
+            Subject::Firing { schedule, fire_at } => Self::of_firing(schedule, fire_at),
         }
     }
 }

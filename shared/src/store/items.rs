@@ -189,7 +189,9 @@ impl Standing {
     /// somebody else, nor because the item was stopped before.
     #[must_use]
     pub fn was_held(&self) -> bool {
-        let hung_up = |at: i64| self.decided_at.is_some_and(|decided| at > decided);
+        // Of an item with a verdict, a later report of the end says nothing: clocks differ.
+        let stopped = matches!(self.outcome(), Outcome::Canceled | Outcome::Errored);
+        let hung_up = |at: i64| stopped && self.decided_at.is_some_and(|decided| at > decided);
         let ended = self.facts.ended.as_ref();
         ended.is_some_and(|ended| ended.value.fault.is_none() && !hung_up(ended.value.at))
     }

@@ -254,11 +254,30 @@ impl RunHead {
         origin.is_some_and(|origin| origin.kind == OriginKind::Evaluation)
     }
 
-    /// Whether it has ended and all of its items passed.
+    /// Whether it has ended, all of its items passed, and nobody canceled it.
     #[must_use]
     pub fn is_success(&self) -> bool {
         let passed = self.counts.as_ref().map(|counts| counts.passed);
-        self.state == RunState::Ended && passed == Some(self.total)
+        self.state == RunState::Ended && self.canceled_at.is_none() && passed == Some(self.total)
+    }
+
+    /// Why it ended, or will end, as clients see it.
+    #[must_use]
+    pub const fn ended_reason(&self) -> &'static str {
+        match self.canceled_at {
+            Some(_) => "canceled",
+            None => "completed",
+        }
+    }
+
+    /// Where it can be read, below the address of the API.
+    #[must_use]
+    pub fn url(&self, public_url: &str) -> String {
+        let path = match self.kind {
+            RunKind::Simulation => "eval/simulation/run",
+            RunKind::Eval => "eval/run",
+        };
+        format!("{public_url}/{path}/{}", self.id)
     }
 
     /// When the first of the runs that it came from was created, or else itself, in milliseconds since the Unix epoch.
@@ -388,6 +407,15 @@ impl Receivers {
         self.asked.is_none() && self.suites.is_empty()
     }
 
+    /// Whether somebody is to hear of an outcome, and it is not said who.
+    #[must_use]
+    pub fn names_nobody(&self) -> bool {
+        self.asked
+            .as_ref()
+            .is_some_and(|asked| asked.on != NotifyOn::Never)
+            && self.on().is_none()
+    }
+
     /// Which outcome is told, if anybody is to hear of it.
     #[must_use]
     pub fn on(&self) -> Option<NotifyOn> {
@@ -406,6 +434,9 @@ pub struct Scheduled {
     pub schedule: Uuid,
     /// When it was to fire, in milliseconds since the Unix epoch.
     pub at: i64,
+    /// The run that the schedule had started before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Uuid>,
 }
 
 /// A firing of a schedule that a new run is started for: it is decided in the run's own transaction.
@@ -694,11 +725,38 @@ fn snapshot_documents(pk: &str, new: &NewRun) -> Result<Vec<(Row, Vec<Row>)>, St
     Ok(documents)
 }
 
-/// A digest of what a run was asked for.
+/// A digest of what a run was asked for: what is stored counts by its id, and an agent that comes inline by its name, because it is
+/// the agent that changes between two runs.
 fn asked(manifest: &Manifest) -> String {
+    let mut simulations = manifest.simulations.clone();
+    for entry in simulations.as_array_mut().into_iter().flatten() {
+        let suite = ["simulationSuiteId", "suiteId"]
+            .iter()
+            .find_map(|&id| entry.get(id));
+        if let Some(suite) = suite.cloned() {
+            *entry = suite;
+        }
+    }
+    let id = |target: &Value| {
+        ["assistantId", "squadId"]
+            .iter()
+            .find_map(|&id| target.get(id).filter(|id| !id.is_null()).cloned())
+    };
+    let name = |target: &Value| {
+        ["assistant", "squad"].iter().find_map(|&kind| {
+            target
+                .get(kind)?
+                .get("name")
+                .filter(|name| !name.is_null())
+                .cloned()
+        })
+    };
+    let target = &manifest.target;
+    let target = id(target)
+        .or_else(|| name(target))
+        .unwrap_or_else(|| target.clone());
     // Half of a digest is enough to tell the runs of one organization apart, and heads are read by the hundred.
-    let whole = format!("{}\n{}", manifest.simulations, manifest.target);
-    let mut digest = ids::sha256_hex(whole.as_bytes());
+    let mut digest = ids::sha256_hex(format!("{simulations}\n{target}").as_bytes());
     digest.truncate(32);
     digest
 }
@@ -739,6 +797,7 @@ impl Store {
             schedule: new.firing.as_ref().map(|new| Scheduled {
                 schedule: new.after.id,
                 at: new.firing.due.at,
+                previous: new.before.last_run,
             }),
             notify: new.manifest.notify.on(),
             asked: asked(&new.manifest),
@@ -783,7 +842,7 @@ impl Store {
             writes.extend(firing_writes(
                 &firing.before,
                 &firing.after,
-                Some(&firing.firing),
+                std::slice::from_ref(&firing.firing),
             )?);
         }
         if let Some(waiting) = head.waiting(now) {
@@ -802,10 +861,17 @@ impl Store {
             // Rows that nothing names until the head is there: a creation that dies here leaves nothing to be seen.
             inert.extend(rows);
         }
+        let beside = !inert.is_empty();
         self.batch_put(inert).await?;
         match self.transact(writes).await {
             Ok(()) => Ok(Created::New(Box::new(head))),
-            Err(WriteError::Condition(Some(row))) => created_before(new.idempotency.as_ref(), &row),
+            Err(WriteError::Condition(Some(row))) => {
+                if beside {
+                    // Nothing names them, and nothing will.
+                    self.delete_partition(&pk).await?;
+                }
+                created_before(new.idempotency.as_ref(), &row)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -963,21 +1029,21 @@ impl Store {
         }
     }
 
-    /// Keeps what a run came to, as JSON; it replaces what was kept before.
+    /// Keeps what a run came to, as JSON.
     ///
     /// # Errors
-    /// When the table cannot be written.
-    pub async fn keep_report(&self, run: Uuid, report: &str) -> Result<(), StoreError> {
+    /// [`StoreError::is_duplicate`] when something is kept already; or when the table cannot be written.
+    pub(crate) async fn keep_report(&self, run: Uuid, report: &str) -> Result<(), StoreError> {
         let mut row = key(&run_pk(run), REPORT);
         row.insert("body".to_owned(), text(report));
-        Ok(self.put(row, None).await?)
+        Ok(self.put(row, Some(Condition::Absent)).await?)
     }
 
     /// What was kept of many runs, as JSON by run, where something was.
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub async fn reports(&self, runs: &[Uuid]) -> Result<BTreeMap<Uuid, String>, StoreError> {
+    pub(crate) async fn reports(&self, runs: &[Uuid]) -> Result<BTreeMap<Uuid, String>, StoreError> {
         let keys = runs.iter().map(|&run| (run_pk(run), REPORT.to_owned()));
         let mut reports = BTreeMap::new();
         for row in self.batch_get(keys.collect()).await? {

@@ -12,7 +12,7 @@ use super::{
     Condition, Definition, DueKey, Kind, Range, Store, StoreError, Write, WriteError,
     definitions::{definition_row, partition},
     hooks::hook_row,
-    key, read, string, text, write,
+    key, number, read, string, text, write,
 };
 use crate::{
     lifecycle::Hook,
@@ -23,6 +23,8 @@ use crate::{
 pub(super) const SCHEDULE: &str = "SCHEDULE#";
 const HEAD: &str = "HEAD";
 const FIRING: &str = "FIRING#";
+/// How long a firing is kept, in milliseconds: 400 days.
+const KEPT_MS: i64 = 400 * 24 * 3_600_000;
 /// How many rows of a schedule are deleted at a time.
 const DELETED_AT_ONCE: usize = 8;
 
@@ -52,26 +54,25 @@ fn firing_sk(firing: &Firing) -> String {
     let at = time_key(firing.due.at);
     match firing.run {
         Some(run) if firing.trigger == crate::models::schedule::Trigger::Manual => {
-            format!("{FIRING}{at}#{run}")
+            format!("{FIRING}{at}_{run}")
         }
         _ => format!("{FIRING}{at}"),
     }
 }
 
-/// What is written when a schedule's head goes from `before` to `after`, and a firing is decided with it.
+/// What is written when a schedule's head goes from `before` to `after`, and firings are decided with it.
 pub(super) fn firing_writes(
     before: &ScheduleHead,
     after: &ScheduleHead,
-    firing: Option<&Firing>,
+    firings: &[Firing],
 ) -> Result<Vec<Write>, StoreError> {
     let mut writes = vec![Write::put(head_row(after)?, Condition::Version(before.version))];
-    if let Some(firing) = firing {
+    for firing in firings {
+        let mut row = write(&schedule_pk(after.id), &firing_sk(firing), firing)?;
+        let expires = firing.due.at.max(firing.decided_at) + KEPT_MS;
+        row.insert("expiresAt".to_owned(), number(expires / 1000));
         // Only whoever writes the head writes firings.
-        writes.push(Write::plain(write(
-            &schedule_pk(after.id),
-            &firing_sk(firing),
-            firing,
-        )?));
+        writes.push(Write::plain(row));
     }
     Ok(writes)
 }
@@ -113,7 +114,7 @@ impl Store {
         Ok(self.transact(writes).await?)
     }
 
-    /// Replaces a schedule's definition by a changed one, and its head with it. A firing that does not wait any more is `dropped`.
+    /// Replaces a schedule's definition by a changed one, and its head with it. Firings that will not start any more are `dropped`.
     ///
     /// # Errors
     /// [`StoreError::is_duplicate`] when somebody wrote one of them since it was read; [`StoreError::TooLarge`]; or when the table
@@ -124,7 +125,7 @@ impl Store {
         body: Value,
         before: &ScheduleHead,
         after: &ScheduleHead,
-        dropped: Option<&Firing>,
+        dropped: &[Firing],
     ) -> Result<(), StoreError> {
         let changed = Definition {
             id: read.id,
@@ -154,7 +155,7 @@ impl Store {
             ),
             condition: Some(Condition::Version(read.version)),
         }];
-        writes.extend(firing_writes(before, after, None)?);
+        writes.extend(firing_writes(before, after, &[])?);
         Ok(self.transact(writes).await?)
     }
 
@@ -221,11 +222,30 @@ impl Store {
         firing: &Firing,
         told: Option<&Hook>,
     ) -> Result<bool, StoreError> {
-        let mut writes = firing_writes(before, after, Some(firing))?;
+        let mut writes = firing_writes(before, after, std::slice::from_ref(firing))?;
         if let Some(hook) = told {
             writes.push(Write::plain(hook_row(hook)?));
         }
         match self.transact(writes).await {
+            Ok(()) => Ok(true),
+            Err(WriteError::Condition(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes a schedule's head for which nothing was decided: somebody looked. `false` when somebody wrote it since it was read.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn put_schedule_head(
+        &self,
+        before: &ScheduleHead,
+        after: &ScheduleHead,
+    ) -> Result<bool, StoreError> {
+        match self
+            .put(head_row(after)?, Some(Condition::Version(before.version)))
+            .await
+        {
             Ok(()) => Ok(true),
             Err(WriteError::Condition(_)) => Ok(false),
             Err(error) => Err(error.into()),
