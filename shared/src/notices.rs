@@ -8,7 +8,7 @@ use crate::{
     clock::iso,
     costs,
     hooks::{self, Action},
-    lifecycle::{Hook, HookEvent, Tally},
+    lifecycle::{Delivery, Hook, HookEvent, Owed, Tally},
     models::simulation::{Server, SimulationHookInclude},
     results::{Listed, Report},
     store::{Receivers, RunHead},
@@ -156,7 +156,12 @@ fn figures(counts: &Tally, report: &Report) -> String {
 #[must_use]
 pub fn progress(hook: &Hook, receivers: &Receivers, success: bool) -> Value {
     let all = actions(receivers, success);
-    let entries = all.iter().map(|action| {
+    // Whoever was named when it was over with has nothing to wait for.
+    let heard = |action: &&Action| {
+        let own = |known: &Delivery| (known.hook, known.action) == (action.hook, action.action);
+        hook.owed != Owed::Nothing || hook.deliveries.iter().any(own)
+    };
+    let entries = all.iter().filter(heard).map(|action| {
         let mut entry = hooks::progress(hook, action);
         entry["type"] = json!(if action.slack { "slack" } else { "webhook" });
         entry
@@ -257,8 +262,11 @@ fn message(text: &str, elements: Vec<Value>) -> Value {
     json!({ "text": text, "blocks": [{ "type": "rich_text", "elements": elements }] })
 }
 
-/// The beginning of a text.
+/// The beginning of a text; one without anything in it is refused by Slack.
 fn short(text: &str) -> String {
+    if text.is_empty() {
+        return "(unnamed)".to_owned();
+    }
     if text.chars().count() <= LONGEST {
         return text.to_owned();
     }
@@ -364,6 +372,7 @@ mod tests {
         assert_eq!(names[0]["elements"], json!([{"type": "text", "text": name}]));
         assert_eq!(names[NAMES]["elements"][0]["text"], "and 990 more");
         assert!(listing("Fixed", &Listed::default()).is_empty());
+        assert_eq!(plain("")["text"], "(unnamed)");
         let message = message(&format!("{name} {}", "x".repeat(1000)), parts);
         let text = message["text"].as_str().unwrap();
         assert!(

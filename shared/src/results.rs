@@ -287,7 +287,7 @@ async fn baseline(store: &Store, head: &RunHead) -> Result<Option<(Uuid, Results
             run: origin.run,
             ..head.key()
         };
-        return match store.run(key).await? {
+        return match store.run(key).await?.filter(|origin| origin.deleted_at.is_none()) {
             Some(origin) => Ok(Some((origin.id, Results::of(store, &origin).await?))),
             None => Ok(None),
         };
@@ -340,8 +340,12 @@ async fn baseline(store: &Store, head: &RunHead) -> Result<Option<(Uuid, Results
     Ok(None)
 }
 
-/// What a run came to, if any of its items was decided.
+/// What a run came to, if any of its items was decided. Where a report of it was kept, that says so without its items.
 async fn measured(store: &Store, head: &RunHead) -> Result<Option<(Uuid, Results)>, StoreError> {
+    let kept = Report::kept(store, head.id).await?;
+    if kept.is_some_and(|report| report.trials.count() == 0) {
+        return Ok(None);
+    }
     let results = Results::of(store, head).await?;
     Ok((results.total().count() > 0).then_some((head.id, results)))
 }

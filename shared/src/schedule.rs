@@ -313,8 +313,9 @@ impl ScheduleHead {
         if !self.fires_by(&plan) {
             let after = self.last_fire_at.map_or(now, |last| last.max(now));
             head.next_fire_at = plan.active.then(|| timetable.next_after(after)).flatten();
-            head.tried_since = None;
         }
+        // What was changed may be what stood in the way.
+        head.tried_since = None;
         head.waiting = self.waiting.filter(|_| plan.active);
         head.cron = plan.cron;
         head.timezone = plan.timezone;
@@ -334,10 +335,9 @@ impl ScheduleHead {
             "the schedule was paused before this firing could start"
         };
         let waited = self.waiting.filter(|_| after.waiting.is_none());
-        let came = self
-            .next_fire_at
-            .filter(|&at| at <= now && after.next_fire_at != Some(at))
-            .map(Due::at);
+        let moved = after.next_fire_at != self.next_fire_at;
+        let timetable = self.timetable().ok().filter(|_| moved);
+        let came = timetable.and_then(|timetable| self.due(&timetable, now));
         let dropped = waited.into_iter().chain(came);
         dropped
             .map(|due| Firing::without_run(due, FiringStatus::Skipped, Some(why), now))
@@ -349,6 +349,7 @@ impl ScheduleHead {
     pub fn looked(&self, now: i64) -> Self {
         Self {
             due_at: Some((now.div_euclid(MINUTE_MS) + 1) * MINUTE_MS),
+            tried_since: None,
             ..self.next()
         }
     }
@@ -899,6 +900,18 @@ mod tests {
         assert_eq!(moved.next_fire_at, Some(begin + 60 * MINUTE));
         let dropped = head.dropped(&moved, now);
         assert_eq!((dropped.len(), dropped[0].due), (1, Due::at(begin)));
+        // What was missed before it is not forgotten.
+        let late = moved.next_fire_at.unwrap() + 24 * 60 * MINUTE;
+        let paused = moved.planned(
+            Plan {
+                active: false,
+                ..other.clone()
+            },
+            &other.timetable().unwrap(),
+            late,
+        );
+        let dropped = moved.dropped(&paused, late);
+        assert_eq!((dropped.len(), dropped[0].due.missed), (1, 1));
         let sooner = head.planned(other.clone(), &other.timetable().unwrap(), begin - 1);
         assert!(head.dropped(&sooner, begin - 1).is_empty(), "it was not due");
     }

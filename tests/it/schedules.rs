@@ -38,7 +38,7 @@ use crate::{
         personality, simple_run, text,
     },
     server::{Server, binary, local, until},
-    stand_in::StandIn,
+    stand_in::{Fault, Role, StandIn},
     store::{ORG, stack, stack_at},
 };
 
@@ -361,7 +361,6 @@ async fn what_overlaps_is_skipped_or_waits_or_runs_beside() {
     at(4).await;
     let queued = history(&ctx, queue).await;
     assert_eq!(fates(&queued, begin)[3..], [(3, Started, 0), (4, Waiting, 0)]);
-    // Its organization pauses it: nothing starts any more, and the history says why.
     let head = ctx.store.schedule_head(queue).await.unwrap().unwrap();
     assert_eq!(head.last_run, queued[3].run);
 }
@@ -947,4 +946,51 @@ async fn a_schedule_fires_by_the_clock_and_goes_on_after_a_crash() {
             .iter()
             .all(|run| run["schedule"]["id"] == made["id"])
     );
+}
+
+/// What was due or waited when a schedule is paused does not vanish without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_says_which_firings_it_left_out() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let ctx = local.context();
+    stand_in.fail(Role::Tester, usize::MAX, Fault::Hang);
+    let run = simple_run(&stand_in, "paused", 1, 1);
+    let under_way = api.post(RUNS, &run).await;
+    let mut body = of_run(&run, "Paused");
+    body["overlap"] = json!("queue");
+    let now = SystemClock.now_ms();
+    let asked: CreateSchedule = ringback_shared::models::parse(body).unwrap();
+    let plan = asked.plan();
+    let timetable = plan.timetable().unwrap();
+    // Made an hour ago, and a run of it is under way: the hour's firings wait as one, whoever ticks.
+    let id = ids::new_id(now);
+    let org = ringback_api::LOCAL_ORG;
+    let mut head = ScheduleHead::new(id, org, plan, &timetable, now - 60 * MINUTE);
+    head.open = vec![text(&under_way["id"]).parse().unwrap()];
+    let stored = json!({"id": id, "orgId": org, "createdAt": iso(now), "updatedAt": iso(now)});
+    let mut stored = stored.as_object().unwrap().clone();
+    stored.extend(json!(asked).as_object().unwrap().clone());
+    ctx.store.create_schedule(&head, json!(stored)).await.unwrap();
+    let path = format!("{SCHEDULE}/{id}");
+    tick(ctx).await;
+    let late = async || {
+        let history = api.get(&format!("{path}/firing?sortOrder=ASC")).await;
+        list(&history["results"])[0].clone()
+    };
+    let waiting = late().await;
+    assert_eq!(waiting["status"], "waiting", "{waiting:#}");
+    assert!(waiting["missed"].as_u64() >= Some(58), "{waiting:#}");
+    let (status, paused) = api
+        .call(Method::PATCH, &path, Some(&json!({"active": false})))
+        .await;
+    assert_eq!((status, &paused["nextFirings"]), (200, &json!([])), "{paused:#}");
+    let left = late().await;
+    assert_eq!(
+        (&left["status"], &left["scheduledFor"], &left["missed"]),
+        (&json!("skipped"), &waiting["scheduledFor"], &waiting["missed"])
+    );
+    assert!(text(&left["reason"]).contains("paused before this firing could start"));
+    stand_in.release();
+    local.shutdown().await;
 }

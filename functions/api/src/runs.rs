@@ -170,7 +170,11 @@ pub(crate) async fn start(ctx: &Context, new: NewRun, now: i64) -> Result<Respon
 /// Starts a run of which everything is resolved, unless the organization has spent its billing limit. Every new run passes here:
 /// one that is asked for, a rerun, one that only judges, and one of evals. `now` is in milliseconds since the Unix epoch.
 pub(crate) async fn begin(ctx: &Context, new: NewRun, now: i64) -> Result<(RunHead, Manifest), ApiError> {
-    if let Err(refused) = admit(ctx, &new, now).await {
+    let admitted = match check_told(&new) {
+        Ok(()) => admit(ctx, &new, now).await,
+        refused => refused,
+    };
+    if let Err(refused) = admitted {
         // What the same request has started meanwhile is answered as ever.
         let before = begun(ctx, new.org, new.kind, new.idempotency.as_ref(), now).await?;
         return before.ok_or(refused);
@@ -193,7 +197,6 @@ pub(crate) fn check_told(new: &NewRun) -> Result<(), ApiError> {
 
 /// Whether a run may start: the organization has not spent its billing limit, and whatever is told of the run can be signed.
 pub(crate) async fn admit(ctx: &Context, new: &NewRun, now: i64) -> Result<(), ApiError> {
-    check_told(new)?;
     orgs::check_billing_limit(ctx, new.org, now).await?;
     if new.snapshots.iter().any(Snapshot::has_hooks) || new.manifest.notify.on().is_some() {
         // Nothing is sent unsigned: the secret is there before the first hook is owed.

@@ -32,6 +32,8 @@ use uuid::Uuid;
 const TIMEOUT_SECONDS: i64 = 20;
 /// How much longer than the longest answer a worker's claim holds, in milliseconds.
 const LEASE_MARGIN_MS: i64 = 15_000;
+/// How many names a run's title is made of.
+const TITLES: usize = 3;
 /// How many runs are counted at once: each may have 100,000 simulations, and is held in memory with the one before it.
 static COUNTING: Semaphore = Semaphore::const_new(1);
 /// How many actions of one hook are sent in one go, all at once: the claim is for one answer. The others come next.
@@ -261,6 +263,11 @@ async fn report(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<Re
     if let Some(report) = Report::kept(&ctx.store, head.id).await? {
         return Ok(report);
     }
+    let _turn = COUNTING.acquire().await;
+    // Whoever had the turn before may have counted this one.
+    if let Some(report) = Report::kept(&ctx.store, head.id).await? {
+        return Ok(report);
+    }
     let schedule = match head.schedule {
         Some(scheduled) => {
             let stored = ctx.store.definition(head.org, Kind::Schedule, scheduled.schedule);
@@ -268,7 +275,6 @@ async fn report(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<Re
         }
         None => None,
     };
-    let _turn = COUNTING.acquire().await;
     let report = Report {
         title: schedule.clone().unwrap_or_else(|| title_of(head, manifest)),
         schedule,
@@ -287,6 +293,11 @@ fn title_of(head: &RunHead, manifest: &Manifest) -> String {
     names.retain(|name| !name.is_empty());
     if names.is_empty() {
         return format!("{} {what}", manifest.refs.len());
+    }
+    let more = names.len().saturating_sub(TITLES);
+    names.truncate(TITLES);
+    if more > 0 {
+        names.push(format!("and {more} more"));
     }
     names.join(", ")
 }

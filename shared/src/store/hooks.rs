@@ -5,9 +5,9 @@ use uuid::Uuid;
 use super::{
     Condition, DueKey, Row, Store, StoreError, WriteError,
     items::{DECISION_TRIES, detail_pk, due_shard},
-    read,
+    number, read,
     runs::run_pk,
-    schedules::{schedule_pk, time_key},
+    schedules::{KEPT_MS, schedule_pk, time_key},
     text, write,
 };
 use crate::{
@@ -66,6 +66,10 @@ pub(super) fn hook_row(hook: &Hook) -> Result<Row, StoreError> {
         // Anything that spreads them.
         let spread = at.pk.bytes().map(u128::from).sum();
         row.insert("dueShard".to_owned(), text(due_shard(spread)));
+    }
+    if let Subject::Firing { fire_at, .. } = hook.subject {
+        // As long as the firing that it is about.
+        row.insert("expiresAt".to_owned(), number((fire_at + KEPT_MS) / 1000));
     }
     Ok(row)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -672,6 +673,10 @@ fn place(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
+/// How many rows of a run that was not created are taken away, and how many at a time.
+const FORGOTTEN: usize = 1000;
+const FORGOTTEN_AT_ONCE: usize = 16;
+
 /// The row that says what a run came to.
 const REPORT: &str = "REPORT";
 
@@ -867,8 +872,7 @@ impl Store {
             Ok(()) => Ok(Created::New(Box::new(head))),
             Err(WriteError::Condition(Some(row))) => {
                 if beside {
-                    // Nothing names them, and nothing will.
-                    self.delete_partition(&pk).await?;
+                    self.forget(&pk).await;
                 }
                 created_before(new.idempotency.as_ref(), &row)
             }
@@ -1174,6 +1178,23 @@ impl Store {
         }
         self.delete_partition(&run_pk(head.id)).await?;
         self.delete(&head.key().pk(), &head.id.to_string()).await
+    }
+
+    /// Takes rows away that nothing names and nothing will: as many as it can in a moment.
+    async fn forget(&self, pk: &str) {
+        let work = async {
+            let rows = self
+                .query_only(pk, super::Range::All, true, Some(FORGOTTEN), &["sk"])
+                .await?;
+            stream::iter(rows)
+                .map(|row| async move { self.delete(pk, string(&row, "sk")?).await })
+                .buffer_unordered(FORGOTTEN_AT_ONCE)
+                .try_collect::<()>()
+                .await
+        };
+        if let Err(error) = work.await {
+            tracing::warn!(%error, "rows of a run that was not created stay behind");
+        }
     }
 
     async fn delete_partition(&self, pk: &str) -> Result<(), StoreError> {

@@ -24,7 +24,7 @@ pub(super) const SCHEDULE: &str = "SCHEDULE#";
 const HEAD: &str = "HEAD";
 const FIRING: &str = "FIRING#";
 /// How long a firing is kept, in milliseconds: 400 days.
-const KEPT_MS: i64 = 400 * 24 * 3_600_000;
+pub(super) const KEPT_MS: i64 = 400 * 24 * 3_600_000;
 /// How many rows of a schedule are deleted at a time.
 const DELETED_AT_ONCE: usize = 8;
 
@@ -169,10 +169,10 @@ impl Store {
         let rows = self
             .query_only(pk, Range::Prefix(FIRING), true, Some(most), &["sk"])
             .await?;
-        let more = rows.len() >= most;
         let hooks = self
-            .query_only(pk, Range::Prefix("HOOK#"), true, None, &["sk"])
+            .query_only(pk, Range::Prefix("HOOK#"), true, Some(most), &["sk"])
             .await?;
+        let more = rows.len() >= most || hooks.len() >= most;
         let keys: Vec<String> = rows
             .iter()
             .chain(&hooks)
