@@ -37,7 +37,7 @@ use crate::{
         LONG, RUNS, assert_counted, assert_valid, counts, ended, inline, inline_target, list, pages,
         personality, simple_run, text,
     },
-    server::{Server, binary, local, until},
+    server::{Server, binary, local, local_with, until},
     stand_in::{Fault, Role, StandIn},
     store::{ORG, stack, stack_at},
 };
@@ -817,7 +817,11 @@ async fn schedules_that_cannot_be_right_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_runs_when_somebody_says_so_and_keeps_its_history_and_its_trend() {
     let stand_in = StandIn::start().await;
-    let (local, api) = local(&stand_in).await;
+    let (local, api) = local_with(&stand_in, |options| {
+        let prices = json!({"tester": {"prompt": 1000, "completion": 1000}}).to_string();
+        options.settings.insert("MODEL_PRICES".to_owned(), prices);
+    })
+    .await;
     let mut body = of_run(&simple_run(&stand_in, "now", 2, 3), "Now");
     body["active"] = json!(false);
     body["concurrencyLimit"] = json!(1);
@@ -888,6 +892,12 @@ async fn a_schedule_runs_when_somebody_says_so_and_keeps_its_history_and_its_tre
             (&json!(1.0), &json!(3), &json!(0))
         );
         assert_eq!(point["latency"]["items"], 3);
+        let run = api.get(&format!("{RUNS}/{}", text(&point["runId"]))).await;
+        assert!(
+            point["cost"].as_f64() > Some(0.0) && point["cost"] == run["cost"],
+            "{point:#}"
+        );
+        assert_eq!(point["costsUnknown"], run["costsUnknown"]);
         assert!(point["latency"]["p50Ms"].as_f64() <= point["latency"]["p95Ms"].as_f64());
     }
     let newest = api.get(&format!("{path}/trend?limit=1")).await;
