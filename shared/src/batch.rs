@@ -17,7 +17,7 @@ pub enum Outcome {
     Drop(&'static str),
     /// It may succeed later: it goes back to the queue.
     Retry(String),
-    /// It can never succeed: it is kept aside with the reason.
+    /// It can never succeed: it is put aside, into the dead-letter queue, with the reason.
     Quarantine(String),
 }
 
@@ -25,7 +25,7 @@ pub enum Outcome {
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// Works on every record of a batch, `ctx.config.record_concurrency` at a time, and answers with those that have to be
-/// received again. `source` is the queue's name in logs and in the quarantine.
+/// received again. `source` is the queue's name in logs and in its dead-letter queue.
 ///
 /// # Errors
 /// When a record has no message id: an empty identifier in the answer would mean the whole batch failed, silently.
@@ -110,15 +110,12 @@ where
             Some(id)
         }
         Outcome::Quarantine(reason) => {
-            tracing::error!(source, message_id = id, reason, "quarantined");
-            match ctx
-                .store
-                .quarantine(source, &id, &body, &reason, ctx.clock.now_ms())
-                .await
-            {
+            tracing::error!(source, message_id = id, reason, "put aside");
+            // Moved there now, and not after five attempts at something that cannot succeed.
+            match ctx.queues.put_aside(source, &body, &reason).await {
                 Ok(()) => None,
                 Err(error) => {
-                    tracing::warn!(source, message_id = id, %error, "not quarantined, to be received again");
+                    tracing::warn!(source, message_id = id, %error, "not put aside, to be received again");
                     Some(id)
                 }
             }

@@ -19,6 +19,9 @@ pub struct Config {
     pub evaluations_queue_url: String,
     /// Where deliveries of outgoing hooks go. Read from `DELIVERIES_QUEUE_URL`.
     pub deliveries_queue_url: String,
+    /// Where a message goes that can never succeed: the dead-letter queue of the queue that the function receives from. Read from
+    /// `DEAD_LETTERS_QUEUE_URL`, which only such functions have.
+    pub dead_letters_queue_url: Option<String>,
     /// What the names of secrets begin with, before a slash: it keeps the secrets of several systems in one account apart.
     /// Read from `SECRETS_PREFIX`.
     pub secrets_prefix: String,
@@ -41,6 +44,37 @@ pub struct Config {
     pub prices: Prices,
     /// How many records of a batch are worked on at once. Read from `RECORD_CONCURRENCY`.
     pub record_concurrency: usize,
+}
+
+/// What Lambda says of where a function runs. Its credentials stay in the environment, where the SDK reads them.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    /// The region. Read from `AWS_REGION`.
+    pub region: String,
+    /// Where all of AWS's services are, if not where they always are: an emulator. Read from `AWS_ENDPOINT_URL`.
+    pub endpoint: Option<String>,
+}
+
+impl Cloud {
+    /// Reads the process's environment.
+    ///
+    /// # Errors
+    /// There is no region.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Ok(Self {
+            region: required(&environment, "AWS_REGION")?,
+            endpoint: environment("AWS_ENDPOINT_URL").filter(|url| !url.is_empty()),
+        })
+    }
+}
+
+/// A variable of the process's environment.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the environment"
+)]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// A variable is missing or cannot be read.
@@ -100,6 +134,7 @@ impl Config {
         "RUN_ITEMS_QUEUE_URL",
         "EVALUATIONS_QUEUE_URL",
         "DELIVERIES_QUEUE_URL",
+        "DEAD_LETTERS_QUEUE_URL",
         "SECRETS_PREFIX",
         "PUBLIC_URL",
         "OPENAI_BASE_URL",
@@ -121,12 +156,8 @@ impl Config {
     ///
     /// # Errors
     /// Names the first variable that is missing or cannot be read.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the environment"
-    )]
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::read(&|name| std::env::var(name).ok())
+        Self::read(&environment)
     }
 
     /// Reads variables from `lookup`.
@@ -159,6 +190,7 @@ impl Config {
             run_items_queue_url: required(lookup, "RUN_ITEMS_QUEUE_URL")?,
             evaluations_queue_url: required(lookup, "EVALUATIONS_QUEUE_URL")?,
             deliveries_queue_url: required(lookup, "DELIVERIES_QUEUE_URL")?,
+            dead_letters_queue_url: lookup("DEAD_LETTERS_QUEUE_URL").filter(|url| !url.is_empty()),
             secrets_prefix: required(lookup, "SECRETS_PREFIX")?,
             public_url: required(lookup, "PUBLIC_URL")?.trim_end_matches('/').to_owned(),
             models: Self::models(lookup)?,

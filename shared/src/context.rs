@@ -7,8 +7,9 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
+    aws,
     clock::{SharedClock, SystemClock},
-    config::{Config, ConfigError},
+    config::{Cloud, Config, ConfigError},
     conversation::{self, Limits, Script, ScriptParts},
     ids,
     llm::ModelClient,
@@ -175,14 +176,18 @@ impl Context {
             secrets,
         } = parts;
         let outbound = Outbound::new(config.models.allow_private_targets)?;
+        let mut queues = Queues::new(
+            sqs,
+            &config.run_items_queue_url,
+            &config.evaluations_queue_url,
+            &config.deliveries_queue_url,
+        );
+        if let Some(url) = &config.dead_letters_queue_url {
+            queues = queues.with_dead_letters(url);
+        }
         Ok(Self {
             store: Store::new(dynamodb, &config.table),
-            queues: Queues::new(
-                sqs,
-                &config.run_items_queue_url,
-                &config.evaluations_queue_url,
-                &config.deliveries_queue_url,
-            ),
+            queues,
             models: ModelClient::new(outbound.clone()),
             outbound,
             secrets,
@@ -200,18 +205,9 @@ impl Context {
     ///
     /// # Errors
     /// When a variable is missing or the HTTP client cannot be made.
-    pub async fn from_env() -> Result<Self, ContextError> {
+    pub fn from_env() -> Result<Self, ContextError> {
         let config = Config::from_env()?;
-        let aws = aws_config::defaults(aws_config::BehaviorVersion::latest())
-            .timeout_config(
-                aws_config::timeout::TimeoutConfig::builder()
-                    .connect_timeout(std::time::Duration::from_secs(1))
-                    .operation_attempt_timeout(std::time::Duration::from_secs(3))
-                    .operation_timeout(std::time::Duration::from_secs(10))
-                    .build(),
-            )
-            .load()
-            .await;
+        let aws = aws::config(&Cloud::from_env()?)?;
         let secrets = aws_sdk_secretsmanager::Client::new(&aws);
         let secrets = SecretsManager::new(secrets, &config.secrets_prefix);
         Self::new(Parts {
@@ -221,6 +217,13 @@ impl Context {
             clock: Arc::new(SystemClock),
             secrets: Secrets::new(Arc::new(secrets)),
         })
+    }
+
+    /// The same context, for a function that receives from the queue with these dead letters. On Lambda each function is told its own.
+    #[must_use]
+    pub fn with_dead_letters(mut self, url: &str) -> Self {
+        self.queues = self.queues.with_dead_letters(url);
+        self
     }
 
     /// One bounded read, so that the first invocation finds the connection and its TLS session made. What comes of it does

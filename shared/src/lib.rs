@@ -1,6 +1,7 @@
 //! What every Ringback function stands on: models, life cycle, store, queues, conversation and evaluation.
 
 pub mod admission;
+pub mod aws;
 pub mod batch;
 pub mod call_record;
 pub mod clock;
@@ -27,6 +28,7 @@ pub mod secrets;
 pub mod signature;
 pub mod store;
 pub mod telemetry;
+mod tls;
 pub mod tool;
 pub mod trials;
 pub mod webhook;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use reqwest::{
-    Client, Url,
+    Client, ClientBuilder, Url,
     dns::{Addrs, Name, Resolve, Resolving},
     redirect::Policy,
 };
@@ -107,6 +107,20 @@ impl Resolve for PublicResolver {
     }
 }
 
+/// A client with what all of them have in common: HTTP/1.1, no redirects, no proxy, and TLS that reads nothing yet.
+pub(crate) fn builder() -> ClientBuilder {
+    let builder = Client::builder()
+        .http1_only()
+        .no_proxy()
+        .redirect(Policy::none())
+        .user_agent(concat!("ringback/", env!("CARGO_PKG_VERSION")));
+    match crate::tls::config() {
+        Ok(tls) => builder.tls_backend_preconfigured(tls),
+        // Then what comes with the client fails as well, and says why.
+        Err(_) => builder,
+    }
+}
+
 /// The HTTP clients, built once per process. HTTP/1.1, kept-alive connections, no redirects followed, no proxy.
 #[derive(Debug, Clone)]
 pub struct Outbound {
@@ -119,16 +133,9 @@ impl Outbound {
     /// Both clients. With `allow_private_targets` the guard lets everything pass.
     ///
     /// # Errors
-    /// TLS cannot be set up, for example because the machine has no root certificates.
+    /// TLS cannot be set up.
     pub fn new(allow_private_targets: bool) -> Result<Self, reqwest::Error> {
-        let builder = || {
-            Client::builder()
-                .http1_only()
-                .no_proxy()
-                .redirect(Policy::none())
-                .connect_timeout(Duration::from_secs(10))
-                .user_agent(concat!("ringback/", env!("CARGO_PKG_VERSION")))
-        };
+        let builder = || builder().connect_timeout(Duration::from_secs(10));
         Ok(Self {
             open: builder().build()?,
             guarded: builder().dns_resolver(Arc::new(PublicResolver)).build()?,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_sdk_sqs::{
     Client,
     error::DisplayErrorContext,
-    types::{QueueAttributeName, SendMessageBatchRequestEntry},
+    types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry},
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,6 +15,9 @@ use crate::lifecycle::{Hook, Item, Owed};
 
 /// SQS delays a message by at most 15 minutes.
 const MAX_DELAY_SECONDS: i64 = 900;
+
+/// How many characters of a reason go with a message that is put aside: they count towards its size.
+const MAX_REASON: usize = 1000;
 
 /// A queue that carries items' work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +78,8 @@ pub struct Queues {
     run_items: Arc<str>,
     evaluations: Arc<str>,
     deliveries: Arc<str>,
+    /// Of the queue that this context's function receives from.
+    dead_letters: Option<Arc<str>>,
 }
 
 /// Messages for one queue.
@@ -116,7 +121,57 @@ impl Queues {
             run_items: run_items_url.into(),
             evaluations: evaluations_url.into(),
             deliveries: deliveries_url.into(),
+            dead_letters: None,
         }
+    }
+
+    /// The same queues, for a function that receives from the queue with these dead letters.
+    #[must_use]
+    pub fn with_dead_letters(mut self, url: &str) -> Self {
+        self.dead_letters = Some(url.into());
+        self
+    }
+
+    /// Puts a message that can never succeed into the dead-letter queue, as it is. `source`, the queue that it is from, and
+    /// `reason` are attributes of it, the reason without what an attribute cannot carry and cut to 1,000 characters.
+    ///
+    /// # Errors
+    /// When it was not taken, or there is no dead-letter queue to put it into: then it has to be received again, and SQS moves it in
+    /// the end.
+    pub async fn put_aside(&self, source: &str, body: &str, reason: &str) -> Result<(), QueueError> {
+        let Some(url) = self.dead_letters.as_deref() else {
+            return Err(QueueError(
+                "set the environment variable DEAD_LETTERS_QUEUE_URL".to_owned(),
+            ));
+        };
+        let attribute = |text: &str| {
+            let text: String = text
+                .chars()
+                .map(|c| {
+                    if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') {
+                        ' '
+                    } else {
+                        c
+                    }
+                })
+                .take(MAX_REASON)
+                .collect();
+            MessageAttributeValue::builder()
+                .data_type("String")
+                .string_value(text)
+                .build()
+                .map_err(|error| QueueError(error.to_string()))
+        };
+        self.client
+            .send_message()
+            .queue_url(url)
+            .message_body(body)
+            .message_attributes("source", attribute(source)?)
+            .message_attributes("reason", attribute(reason)?)
+            .send()
+            .await
+            .map_err(|error| QueueError(DisplayErrorContext(&error).to_string()))?;
+        Ok(())
     }
 
     /// Sends each item to the queue of what it is owed, not to be received before its pause is over. `now` is in

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How often each call of each conversation was made.
-fn by_caller(calls: &[Call]) -> BTreeMap<usize, BTreeMap<(Role, String), usize>> {
+pub(crate) fn by_caller(calls: &[Call]) -> BTreeMap<usize, BTreeMap<(Role, String), usize>> {
     let mut callers = BTreeMap::<_, BTreeMap<_, _>>::new();
     for call in calls.iter().filter(|call| call.caller != 0) {
         *callers

@@ -15,6 +15,7 @@ mod chat;
 mod crash;
 mod docs;
 mod evals;
+mod everywhere;
 mod fixtures;
 mod hooks;
 mod hostile;

@@ -105,8 +105,13 @@ pub(crate) struct StandIn {
 
 impl StandIn {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
+        Self::start_at("127.0.0.1:0", None).await
+    }
+
+    /// At an address; `base` is where others reach it, if not there.
+    pub(crate) async fn start_at(address: &str, base: Option<String>) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let base = base.unwrap_or_else(|| format!("http://{}", listener.local_addr().unwrap()));
         let shared = Arc::new(Shared {
             log: Mutex::default(),
             latency_ms: AtomicU64::new(0),

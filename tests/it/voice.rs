@@ -67,7 +67,7 @@ fn at_most(metric: &str, aggregation: &str, ms: f64, required: bool) -> Value {
 }
 
 /// A batch by voice of three simulations: one passes, one misses its goal, and the target of one is too slow.
-fn batch_by_voice(stand_in: &StandIn, provider: &ProviderStandIn, iterations: u32) -> Value {
+pub(crate) fn batch_by_voice(stand_in: &StandIn, provider: &ProviderStandIn, iterations: u32) -> Value {
     for (name, value) in [
         ("booked/booked", true),
         ("missed/booked", false),
@@ -199,7 +199,7 @@ fn latencies(item: &Value) -> Vec<(&str, f64, bool, bool)> {
 }
 
 /// The verdicts of [`batch_by_voice`]: what was expected of each simulation, and what its figures are.
-fn check_verdict(item: &Value) {
+pub(crate) fn check_verdict(item: &Value) {
     let (status, expected) = match text(&item["metadata"]["scenario"]["name"]) {
         "Scenario booked" => (
             "passed",

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     telemetry::init();
-    let ctx = &Context::from_env().await?;
+    let ctx = &Context::from_env()?;
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<IgnoredAny>| {
         let deadline = Deadline::at(event.context.deadline, ctx.clock.now_ms());

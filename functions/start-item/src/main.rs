@@ -7,7 +7,7 @@ use ringback_shared::{clock::Deadline, context::Context, telemetry};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     telemetry::init();
-    let ctx = &Context::from_env().await?;
+    let ctx = &Context::from_env()?;
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<SqsEvent>| {
         let deadline = Deadline::at(event.context.deadline, ctx.clock.now_ms());

@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     drivers::{self, BoxError, QueueMapping, Stop, StreamMapping},
-    emulator::{Emulator, EmulatorError, Storage, VISIBILITY},
+    emulator::{Emulator, EmulatorError, Queue, Storage, VISIBILITY},
     http,
 };
 
@@ -98,11 +98,11 @@ pub enum StartError {
     },
 }
 
-/// The queues' URLs.
+/// The queues.
 struct Queues {
-    run_items: String,
-    evaluations: String,
-    deliveries: String,
+    run_items: Queue,
+    evaluations: Queue,
+    deliveries: Queue,
 }
 
 /// A model endpoint for testers, judges and structured outputs.
@@ -239,12 +239,9 @@ impl Local {
         };
         let emulator = Emulator::start(storage).await?;
         let queues = Queues {
-            run_items: emulator.create_queue("run-items", VISIBILITY).await?.url,
-            evaluations: emulator.create_queue("evaluations", VISIBILITY).await?.url,
-            deliveries: emulator
-                .create_queue("deliveries", DELIVERIES_VISIBILITY)
-                .await?
-                .url,
+            run_items: emulator.create_queue("run-items", VISIBILITY).await?,
+            evaluations: emulator.create_queue("evaluations", VISIBILITY).await?,
+            deliveries: emulator.create_queue("deliveries", DELIVERIES_VISIBILITY).await?,
         };
         schema::create_table(&emulator.dynamodb(), TABLE)
             .await
@@ -289,7 +286,29 @@ impl Local {
             _lock: lock,
         };
         local.spawn_loops(&options, listener, clock, &queues, &stop);
+        if let Some(folder) = &options.data_dir {
+            local.describe(folder, &queues)?;
+        }
         Ok(local)
+    }
+
+    /// Writes where the parts of this stack are to be found into the folder, by the names that the outputs of the stack on AWS have,
+    /// for whoever wants to look into the table or the queues with the tools that he knows.
+    fn describe(&self, folder: &Path, queues: &Queues) -> Result<(), StartError> {
+        let parts = serde_json::json!({
+            "ApiUrl": self.base_url,
+            "TableName": TABLE,
+            "TableEndpoint": self.emulator.dynamodb_endpoint(),
+            "QueueEndpoint": self.emulator.sqs_endpoint(),
+            "RunItemsQueueUrl": queues.run_items.url,
+            "RunItemsDeadLettersUrl": queues.run_items.dead_letter_url,
+            "EvaluationsDeadLettersUrl": queues.evaluations.dead_letter_url,
+            "DeliveriesDeadLettersUrl": queues.deliveries.dead_letter_url,
+        });
+        // Renamed, so that nobody reads half of it.
+        let (path, draft) = (folder.join("stack.json"), folder.join("stack.json.new"));
+        std::fs::write(&draft, format!("{parts:#}\n")).map_err(folder_error(&draft))?;
+        std::fs::rename(&draft, &path).map_err(folder_error(&path))
     }
 
     fn spawn_loops(
@@ -337,12 +356,15 @@ impl Local {
         );
         self.spawn("relay", relay);
 
-        let context = self.context.clone();
+        let context = self
+            .context
+            .clone()
+            .with_dead_letters(&queues.run_items.dead_letter_url);
         let start_item = drivers::feed_queue(
             self.emulator.sqs(),
             QueueMapping {
                 function: "start-item",
-                queue_url: queues.run_items.clone(),
+                queue_url: queues.run_items.url.clone(),
                 // One conversation each, so that a slow one holds up no other.
                 batch: 1,
                 invocations: options.workers,
@@ -356,12 +378,15 @@ impl Local {
         );
         self.spawn("start-item", start_item);
 
-        let context = self.context.clone();
+        let context = self
+            .context
+            .clone()
+            .with_dead_letters(&queues.evaluations.dead_letter_url);
         let evaluate = drivers::feed_queue(
             self.emulator.sqs(),
             QueueMapping {
                 function: "evaluate",
-                queue_url: queues.evaluations.clone(),
+                queue_url: queues.evaluations.url.clone(),
                 batch: 10,
                 invocations: EVALUATE_INVOCATIONS,
                 timeout: QUEUE_FUNCTION_TIMEOUT,
@@ -374,12 +399,15 @@ impl Local {
         );
         self.spawn("evaluate", evaluate);
 
-        let context = self.context.clone();
+        let context = self
+            .context
+            .clone()
+            .with_dead_letters(&queues.deliveries.dead_letter_url);
         let deliver = drivers::feed_queue(
             self.emulator.sqs(),
             QueueMapping {
                 function: "deliver",
-                queue_url: queues.deliveries.clone(),
+                queue_url: queues.deliveries.url.clone(),
                 batch: 10,
                 invocations: DELIVER_INVOCATIONS,
                 timeout: DELIVER_TIMEOUT,
@@ -541,9 +569,9 @@ fn config(options: &Options, base_url: &str, queues: &Queues) -> Result<Config, 
         let model = &options.model;
         match name {
             "TABLE_NAME" => Some(TABLE.to_owned()),
-            "RUN_ITEMS_QUEUE_URL" => Some(queues.run_items.clone()),
-            "EVALUATIONS_QUEUE_URL" => Some(queues.evaluations.clone()),
-            "DELIVERIES_QUEUE_URL" => Some(queues.deliveries.clone()),
+            "RUN_ITEMS_QUEUE_URL" => Some(queues.run_items.url.clone()),
+            "EVALUATIONS_QUEUE_URL" => Some(queues.evaluations.url.clone()),
+            "DELIVERIES_QUEUE_URL" => Some(queues.deliveries.url.clone()),
             "SECRETS_PREFIX" => Some("ringback".to_owned()),
             "PUBLIC_URL" => Some(options.public_url.as_deref().unwrap_or(base_url).to_owned()),
             "OPENAI_BASE_URL" => model.base_url.clone(),
