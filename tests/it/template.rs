@@ -771,6 +771,41 @@ fn functions_write_traces_only_where_they_are_traced() {
 }
 
 #[test]
+fn a_restored_table_takes_the_place_of_the_stacks_own_everywhere() {
+    let own = Template::read();
+    let restored = Template::read().with("RestoredTable", "restored");
+    let is_own =
+        |value: &Value| value.to_string().contains("[\"Table\",") || value.to_string().contains("${Table.");
+    let is_restored = |value: &Value| value.to_string().contains(":table/${RestoredTable}");
+    for function in restored.functions() {
+        let name = &function.name;
+        let tables = |template: &Template, which: &dyn Fn(&Value) -> bool| {
+            let grants = template.grants(&function);
+            let resources = grants.iter().flat_map(|(_, resources)| resources);
+            resources.filter(|resource| which(resource)).count()
+        };
+        assert!(tables(&own, &is_own) > 0, "{name}");
+        assert_eq!(tables(&own, &is_restored), 0, "{name}");
+        assert_eq!(tables(&restored, &is_own), 0, "{name}");
+        assert_eq!(tables(&restored, &is_restored), tables(&own, &is_own), "{name}");
+    }
+    let relay = restored.function("relay");
+    let stream = restored.resolved(&relay.events("DynamoDB")[0]["Stream"]);
+    assert!(
+        is_restored(&stream) && stream.to_string().ends_with("/stream/${RestoredTableStream}\"}"),
+        "{stream}"
+    );
+    for name in [
+        restored.global("TABLE_NAME"),
+        &restored.0["Outputs"]["TableName"]["Value"],
+        &restored.resource("Dashboard")["Properties"]["Parameters"]["Table"],
+    ] {
+        assert_eq!(restored.resolved(name), "restored");
+        assert_eq!(own.resolved(name), json!({ "Ref": "Table" }));
+    }
+}
+
+#[test]
 fn webhooks_lead_to_their_functions_and_every_other_request_to_the_api() {
     let template = Template::read();
     let functions = template.functions();
