@@ -90,6 +90,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
             "sqs:ReceiveMessage",
+            "sqs:SendMessage",
         ],
     ),
     (
@@ -105,6 +106,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
             "sqs:ReceiveMessage",
+            "sqs:SendMessage",
         ],
     ),
     (
@@ -119,6 +121,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
             "sqs:ReceiveMessage",
+            "sqs:SendMessage",
         ],
     ),
     (
@@ -180,6 +183,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
             "SLICE_SECONDS",
             "MODEL_PRICES",
             "RECORD_CONCURRENCY",
+            "DEAD_LETTERS_QUEUE_URL",
         ],
     ),
     (
@@ -192,11 +196,41 @@ const VARIABLES: &[(&str, &[&str])] = &[
             "ALLOW_PRIVATE_TARGETS",
             "MODEL_PRICES",
             "RECORD_CONCURRENCY",
+            "DEAD_LETTERS_QUEUE_URL",
         ],
     ),
-    ("deliver", &["ALLOW_PRIVATE_TARGETS", "RECORD_CONCURRENCY"]),
+    (
+        "deliver",
+        &[
+            "ALLOW_PRIVATE_TARGETS",
+            "RECORD_CONCURRENCY",
+            "DEAD_LETTERS_QUEUE_URL",
+        ],
+    ),
     ("sweep", &["CALL_SLOTS"]),
     ("schedule", &["MAX_ITERATIONS", "ALLOW_PRIVATE_TARGETS"]),
+];
+
+/// What only a deployment knows, of what a function starts without: there is no default to compare it with.
+const DEPLOYED: &[&str] = &["STACK_NAME", "DEAD_LETTERS_QUEUE_URL"];
+
+/// The metrics that the code writes, in the namespace `Ringback`: each by the stack, and most by one more dimension with these
+/// values.
+const METRICS: &[(&str, &str, &[&str])] = &[
+    (
+        "ItemsEnded",
+        "Verdict",
+        &["passed", "failed", "faulted", "canceled"],
+    ),
+    (
+        "TimeInState",
+        "State",
+        &["queued", "admitted", "running", "evaluating"],
+    ),
+    ("ModelLatency", "Role", &["tester", "target", "judge", "writer"]),
+    ("WebhooksRefused", "", &[]),
+    ("Quarantined", "", &[]),
+    ("Cost", "", &[]),
 ];
 
 /// Fourteen days: the longest that SQS keeps a message.
@@ -300,6 +334,14 @@ impl Template {
         ))
     }
 
+    /// The template with a parameter at another value than its default.
+    fn with(mut self, parameter: &str, value: &str) -> Self {
+        let parameter = &mut self.0["Parameters"][parameter];
+        assert!(parameter.is_object(), "there is no such parameter");
+        parameter["Default"] = json!(value);
+        self
+    }
+
     fn resource(&self, id: &str) -> &Value {
         let resource = &self.0["Resources"][id];
         assert!(resource.is_object(), "there is no {id}");
@@ -343,6 +385,15 @@ impl Template {
             .unwrap()
     }
 
+    /// What a condition chooses; nothing where that is `AWS::NoValue`.
+    fn chosen<'a>(&'a self, value: &'a Value) -> Option<&'a Value> {
+        let Some([condition, yes, no]) = value["Fn::If"].as_array().map(Vec::as_slice) else {
+            return (value["Ref"] != "AWS::NoValue").then_some(value);
+        };
+        let holds = self.holds(&self.0["Conditions"][condition.as_str().unwrap()]);
+        self.chosen(if holds { yes } else { no })
+    }
+
     /// What a function's role allows: which actions, on which resources.
     fn grants(&self, function: &Function) -> Vec<(Vec<&str>, Vec<&Value>)> {
         let role = self.resource(attribute(&function.properties["Role"], "Arn"));
@@ -351,11 +402,12 @@ impl Template {
             .unwrap()
             .iter()
             .flat_map(|policy| policy["PolicyDocument"]["Statement"].as_array().unwrap())
+            .filter_map(|statement| self.chosen(statement))
             .map(|statement| {
                 assert_eq!(statement["Effect"], "Allow", "{}", function.name);
                 let resources: Vec<&Value> = match &statement["Resource"] {
                     Value::Array(list) => list.iter().collect(),
-                    one => vec![one],
+                    one => vec![self.chosen(one).unwrap()],
                 };
                 (strings(&statement["Action"]), resources)
             })
@@ -553,7 +605,12 @@ fn each_function_has_the_variables_that_it_reads_and_no_others() {
     for function in template.functions() {
         let name = &function.name;
         let variables = function.variables();
-        let wanted: BTreeSet<&str> = required.iter().chain(listed(VARIABLES, name)).copied().collect();
+        let wanted: BTreeSet<&str> = required
+            .iter()
+            .chain(&["STACK_NAME"])
+            .chain(listed(VARIABLES, name))
+            .copied()
+            .collect();
         let present: BTreeSet<&str> = variables.keys().map(String::as_str).collect();
         assert_eq!(present, wanted, "{name}");
         set.extend(present.iter().map(ToString::to_string));
@@ -563,6 +620,7 @@ fn each_function_has_the_variables_that_it_reads_and_no_others() {
             minimal(asked).or_else(|| match template.resolved(variables.get(asked)?) {
                 Value::String(text) => Some(text),
                 Value::Number(number) => Some(number.to_string()),
+                _ if DEPLOYED.contains(&asked) => None,
                 other => panic!("{name}: {asked} is {other}"),
             })
         })
@@ -587,6 +645,8 @@ fn each_function_has_the_variables_that_it_reads_and_no_others() {
     }
     let declared: BTreeSet<String> = Config::VARIABLES.iter().map(ToString::to_string).collect();
     assert_eq!(set, declared);
+    // Metrics of two stacks must not be added up.
+    assert_eq!(*template.global("STACK_NAME"), json!({ "Ref": "AWS::StackName" }));
     // The address that runs link to and that providers are given is the one that the stack tells.
     let outputs = &template.0["Outputs"];
     let own = template.resolved(template.global("PUBLIC_URL"));
@@ -679,6 +739,70 @@ fn each_function_may_do_what_it_does_and_no_more() {
         .map(|(id, _)| id)
         .collect();
     assert_eq!(reads_index, ["ScheduleRole", "SweepRole"]);
+}
+
+#[test]
+fn functions_write_traces_only_where_they_are_traced() {
+    let (passive, active) = (Template::read(), Template::read().with("Tracing", "Active"));
+    assert_eq!(
+        passive.0["Parameters"]["Tracing"]["AllowedValues"],
+        json!(["PassThrough", "Active"])
+    );
+    let everything = json!("*");
+    let traces = (
+        vec!["xray:PutTelemetryRecords", "xray:PutTraceSegments"],
+        vec![&everything],
+    );
+    for function in active.functions() {
+        let name = &function.name;
+        assert_eq!(
+            function.properties["Tracing"],
+            json!({ "Ref": "Tracing" }),
+            "{name}"
+        );
+        let without = passive.grants(&function);
+        let (more, same): (Vec<_>, Vec<_>) = active
+            .grants(&function)
+            .into_iter()
+            .partition(|grant| *grant == traces);
+        assert_eq!(more.len(), 1, "{name}");
+        assert_eq!(same, without, "{name}");
+    }
+}
+
+#[test]
+fn a_restored_table_takes_the_place_of_the_stacks_own_everywhere() {
+    let own = Template::read();
+    let restored = Template::read().with("RestoredTable", "restored");
+    let is_own =
+        |value: &Value| value.to_string().contains("[\"Table\",") || value.to_string().contains("${Table.");
+    let is_restored = |value: &Value| value.to_string().contains(":table/${RestoredTable}");
+    for function in restored.functions() {
+        let name = &function.name;
+        let tables = |template: &Template, which: &dyn Fn(&Value) -> bool| {
+            let grants = template.grants(&function);
+            let resources = grants.iter().flat_map(|(_, resources)| resources);
+            resources.filter(|resource| which(resource)).count()
+        };
+        assert!(tables(&own, &is_own) > 0, "{name}");
+        assert_eq!(tables(&own, &is_restored), 0, "{name}");
+        assert_eq!(tables(&restored, &is_own), 0, "{name}");
+        assert_eq!(tables(&restored, &is_restored), tables(&own, &is_own), "{name}");
+    }
+    let relay = restored.function("relay");
+    let stream = restored.resolved(&relay.events("DynamoDB")[0]["Stream"]);
+    assert!(
+        is_restored(&stream) && stream.to_string().ends_with("/stream/${RestoredTableStream}\"}"),
+        "{stream}"
+    );
+    for name in [
+        restored.global("TABLE_NAME"),
+        &restored.0["Outputs"]["TableName"]["Value"],
+        &restored.resource("Dashboard")["Properties"]["Parameters"]["Table"],
+    ] {
+        assert_eq!(restored.resolved(name), "restored");
+        assert_eq!(own.resolved(name), json!({ "Ref": "Table" }));
+    }
 }
 
 #[test]
@@ -809,12 +933,18 @@ fn a_message_comes_back_after_its_worker_and_in_the_end_to_a_dead_letter_queue()
 #[test]
 fn who_sends_may_use_every_queue_and_a_worker_only_its_own() {
     let template = Template::read();
-    let fed: BTreeSet<&str> = template
-        .resources("AWS::SQS::Queue")
-        .into_iter()
+    let queues = template.resources("AWS::SQS::Queue");
+    let dead_letters: BTreeMap<&str, &str> = queues
+        .iter()
         .filter(|(_, queue)| !queue["RedrivePolicy"].is_null())
-        .map(|(id, _)| id)
+        .map(|(id, queue)| {
+            (
+                *id,
+                attribute(&queue["RedrivePolicy"]["deadLetterTargetArn"], "Arn"),
+            )
+        })
         .collect();
+    let fed: BTreeSet<&str> = dead_letters.keys().copied().collect();
     for function in template.functions() {
         let name = &function.name;
         let (mut sends, mut receives) = (BTreeSet::new(), BTreeSet::new());
@@ -826,13 +956,32 @@ fn who_sends_may_use_every_queue_and_a_worker_only_its_own() {
                 receives.extend(queues);
             }
         }
-        assert!(sends.is_empty() || sends.is_superset(&fed), "{name}: {sends:?}");
         let own: BTreeSet<&str> = function
             .events("SQS")
             .into_iter()
             .map(|mapping| attribute(&mapping["Queue"], "Arn"))
             .collect();
         assert_eq!(receives, own, "{name}");
+        // A worker puts aside what can never succeed, where SQS itself puts what failed too often, and sends nothing else.
+        let aside: BTreeSet<&str> = own.iter().map(|queue| dead_letters[queue]).collect();
+        if aside.is_empty() {
+            assert!(sends.is_empty() || sends.is_superset(&fed), "{name}: {sends:?}");
+        } else {
+            assert_eq!(sends, aside, "{name}");
+        }
+        let told: BTreeSet<&str> = function
+            .variables()
+            .get("DEAD_LETTERS_QUEUE_URL")
+            .map(|url| url["Ref"].as_str().unwrap())
+            .into_iter()
+            .collect();
+        assert_eq!(told, aside, "{name}");
+    }
+    for (output, queue) in [
+        ("RunItemsQueueUrl", "RunItems"),
+        ("RunItemsDeadLettersUrl", dead_letters["RunItems"]),
+    ] {
+        assert_eq!(template.0["Outputs"][output]["Value"], json!({ "Ref": queue }));
     }
 }
 
@@ -865,7 +1014,8 @@ fn the_stream_is_fed_to_relay_as_locally() {
         panic!("one mapping")
     };
     let local = StreamMapping::new("relay", "table");
-    assert_eq!(attribute(&mapping["Stream"], "StreamArn"), "Table");
+    let stream = template.resolved(&mapping["Stream"]);
+    assert_eq!(attribute(&stream, "StreamArn"), "Table");
     assert_eq!(mapping["StartingPosition"], "TRIM_HORIZON");
     assert_eq!(
         mapping["FunctionResponseTypes"],
@@ -1164,7 +1314,17 @@ fn what_goes_wrong_raises_an_alarm() {
         for tells in ["AlarmActions", "OKActions"] {
             assert_eq!(alarm[tells]["Fn::If"][0], "HasAlarmTopic", "{id}");
         }
-        let of = &alarm["Dimensions"][0]["Value"];
+        let dimensions = &alarm["Dimensions"];
+        if alarm["Namespace"] == "Ringback" {
+            // A metric that nobody writes is silent for ever, and so is its alarm.
+            let metric = alarm["MetricName"].as_str().unwrap();
+            assert!(METRICS.contains(&(metric, "", &[])), "{id}: {metric}");
+            let stack = json!([{ "Name": "Stack", "Value": { "Ref": "AWS::StackName" } }]);
+            assert_eq!(*dimensions, stack, "{id}");
+            watched.insert((metric, "Stack"));
+            continue;
+        }
+        let of = &dimensions[0]["Value"];
         let of = of["Ref"]
             .as_str()
             .or_else(|| of["Fn::GetAtt"][0].as_str())
@@ -1192,4 +1352,155 @@ fn what_goes_wrong_raises_an_alarm() {
     assert!(watched.contains(&("IteratorAge", "Relay")));
     assert!(watched.contains(&("Invocations", "Sweep")));
     assert!(watched.contains(&("Invocations", "Schedule")));
+    assert!(watched.contains(&("Quarantined", "Stack")));
+    assert!(watched.contains(&("WebhooksRefused", "Stack")));
+}
+
+// --- The dashboard ----------------------------------------------------------------------------------------------------
+
+/// A text with every `${…}` of `Fn::Sub` as the one word in it, and which words these were.
+fn filled(text: &str) -> (String, BTreeSet<String>) {
+    let mut words = BTreeSet::new();
+    let mut parts = text.split("${");
+    let mut whole = parts.next().unwrap().to_owned();
+    for part in parts {
+        let (word, rest) = part.split_once('}').unwrap();
+        words.insert(word.to_owned());
+        whole.push_str(word);
+        whole.push_str(rest);
+    }
+    (whole, words)
+}
+
+/// The dashboard's template, and the properties of the stack that is made of it.
+fn dashboard(template: &Template) -> (Value, &Value) {
+    let nested = &template.resource("Dashboard")["Properties"];
+    let file = nested["TemplateURL"].as_str().unwrap();
+    (yaml(&std::fs::read_to_string(root().join(file)).unwrap()), nested)
+}
+
+#[test]
+fn the_dashboard_is_given_the_names_that_it_shows() {
+    let template = Template::read();
+    let (inner, nested) = dashboard(&template);
+    let dashboard = &inner["Resources"]["Dashboard"];
+    assert_eq!(dashboard["Type"], "AWS::CloudWatch::Dashboard");
+    let (name, mut used) = filled(
+        dashboard["Properties"]["DashboardName"]["Fn::Sub"]
+            .as_str()
+            .unwrap(),
+    );
+    // Dashboards are an account's, not a region's.
+    assert_eq!(name, "Stack-AWS::Region");
+    let url = &template.0["Outputs"]["DashboardUrl"]["Value"]["Fn::Sub"];
+    assert!(
+        url.as_str()
+            .unwrap()
+            .ends_with("/${AWS::StackName}-${AWS::Region}"),
+        "{url}"
+    );
+    used.extend(
+        filled(
+            dashboard["Properties"]["DashboardBody"]["Fn::Sub"]
+                .as_str()
+                .unwrap(),
+        )
+        .1,
+    );
+    assert!(used.remove("AWS::Region"));
+    let names = |map: &Value| -> BTreeSet<String> { map.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(names(&inner["Parameters"]), used);
+    assert_eq!(names(&nested["Parameters"]), used);
+
+    // A parameter is called as what it names is called in the template.
+    let queues = template.resources("AWS::SQS::Queue");
+    for (parameter, value) in nested["Parameters"].as_object().unwrap() {
+        let wanted = match parameter.as_str() {
+            "Stack" => json!({ "Ref": "AWS::StackName" }),
+            queue if queues.contains_key(queue) => json!({ "Fn::GetAtt": [queue, "QueueName"] }),
+            other => {
+                template.resource(other);
+                json!({ "Ref": other })
+            }
+        };
+        assert_eq!(template.resolved(value), wanted, "{parameter}");
+    }
+}
+
+#[test]
+fn the_dashboard_shows_every_function_every_queue_and_every_metric() {
+    let template = Template::read();
+    let (inner, _) = dashboard(&template);
+    let body = &inner["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"];
+    let (body, _) = filled(body.as_str().unwrap());
+
+    // What is in the places of names are now the words themselves.
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let mut shown = BTreeSet::new();
+    let mut own = BTreeSet::new();
+    for widget in body["widgets"].as_array().unwrap() {
+        let properties = &widget["properties"];
+        if widget["type"] == "text" {
+            continue;
+        }
+        assert_eq!(widget["type"], "metric");
+        assert_eq!(properties["region"], "AWS::Region");
+        for metric in properties["metrics"].as_array().unwrap() {
+            // The last one may be how it is drawn.
+            let texts: Vec<&str> = metric
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(Value::as_str)
+                .collect();
+            let [namespace, name, dimensions @ ..] = &texts[..] else {
+                panic!("{metric} is no metric");
+            };
+            assert_eq!(dimensions.len() % 2, 0, "{metric}");
+            if *namespace == "Ringback" {
+                assert_eq!(dimensions[..2], ["Stack", "Stack"], "{metric}");
+                let more = dimensions[2..].iter().copied();
+                own.insert(std::iter::once(*name).chain(more).collect::<Vec<_>>().join(" "));
+            } else {
+                shown.insert(((*name).to_owned(), dimensions[1].to_owned()));
+            }
+        }
+    }
+    let mut written = BTreeSet::new();
+    for (name, dimension, values) in METRICS {
+        if values.is_empty() {
+            written.insert((*name).to_owned());
+        }
+        written.extend(values.iter().map(|value| format!("{name} {dimension} {value}")));
+    }
+    assert_eq!(own, written);
+    let shows = |metric: &str, of: &str| {
+        assert!(
+            shown.contains(&(metric.to_owned(), of.to_owned())),
+            "{metric} of {of}"
+        );
+    };
+    for Function { id, .. } in template.functions() {
+        for metric in ["Errors", "Throttles", "Duration", "ConcurrentExecutions"] {
+            shows(metric, &id);
+        }
+    }
+    for (id, queue) in template.resources("AWS::SQS::Queue") {
+        shows("ApproximateNumberOfMessagesVisible", id);
+        if !queue["RedrivePolicy"].is_null() {
+            shows("ApproximateAgeOfOldestMessage", id);
+        }
+    }
+    shows("IteratorAge", "Relay");
+    for metric in ["Count", "4xx", "5xx", "Latency"] {
+        shows(metric, "HttpApi");
+    }
+    for metric in [
+        "ConsumedReadCapacityUnits",
+        "ConsumedWriteCapacityUnits",
+        "ReadThrottleEvents",
+        "WriteThrottleEvents",
+    ] {
+        shows(metric, "Table");
+    }
 }
