@@ -55,6 +55,12 @@ pub fn session_id(item: Uuid) -> Uuid {
     Uuid::new_v5(&item, b"session")
 }
 
+/// The id of a call as users see it: the provider's own where it is a UUID, else [`call_id`].
+#[must_use]
+pub fn shown_call_id(endpoint: Uuid, id: &str) -> Uuid {
+    id.parse().unwrap_or_else(|_| call_id(endpoint, id))
+}
+
 /// The id of a provider's call whose own name, `call`, is no UUID; `endpoint` is the provider's.
 #[must_use]
 pub fn call_id(endpoint: Uuid, call: &str) -> Uuid {

@@ -22,7 +22,9 @@ use ringback_shared::{
         ItemKey, PARTITION, RunHead, RunKey, RunOwed, StoreError, event_from_image, head_from_image,
         hook_from_image, item_from_image,
     },
+    telemetry,
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// How long one run is expanded or canceled, or one organization given slots, before it is another organization's turn.
@@ -164,7 +166,8 @@ impl Work {
         note(&mut failed, ctx.queues.send(&self.send, now).await);
         note(&mut failed, ctx.queues.send_hooks(&self.hooks, now).await);
         for (at, facts) in &self.events {
-            note(&mut failed, progress::fold(ctx, *at, facts).await);
+            let folded = progress::fold(ctx, *at, facts).instrument(telemetry::span_of(*at));
+            note(&mut failed, folded.await);
         }
         for (endpoint, call) in &self.calls {
             note(&mut failed, progress::fold_strays(ctx, *endpoint, call).await);
@@ -173,7 +176,8 @@ impl Work {
         // sweep: none holds up the others for long, however many items it has.
         note(&mut failed, admit(ctx, self.admit, deadline).await);
         for (key, partition) in in_turns(self.recount, |(key, _)| key.org) {
-            note(&mut failed, progress::recount(ctx, key, partition).await);
+            let counted = progress::recount(ctx, key, partition).instrument(telemetry::run_span(key.run));
+            note(&mut failed, counted.await);
         }
         note(&mut failed, advance(ctx, self.runs.into_values(), deadline).await);
         failed
@@ -221,7 +225,9 @@ async fn advance(
         let (over, written) = (together.left().is_zero(), head.version != version);
         if deadline.left() > MARGIN && !(over && written) {
             let longest = if over { LAST_STEP } else { STEP };
-            match progress::advance(ctx, head, step(deadline, longest)).await {
+            let span = telemetry::run_span(head.id);
+            let moved = progress::advance(ctx, head, step(deadline, longest));
+            match moved.instrument(span).await {
                 Ok(head) if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) => {
                     runs.push_back((version, head));
                 }

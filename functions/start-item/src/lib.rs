@@ -389,7 +389,6 @@ impl Worker<'_> {
     async fn hand_over(self, talked: Result<Slice, Stop>) -> Outcome {
         let (owner, now, progressed) = (&self.owner, self.ctx.clock.now_ms(), self.progressed);
         let store = &self.ctx.store;
-        let (run, index) = (self.item.run, self.item.index);
         // Whatever the step is, what was spent so far is written with it.
         let costs = ModelCosts::of(&self.uses);
         let written = match talked {
@@ -426,7 +425,7 @@ impl Worker<'_> {
                 transient,
                 rest_ms,
             }) => {
-                tracing::warn!(%run, index, transient, reason = failure.reason, "the conversation broke off");
+                tracing::warn!(transient, reason = failure.reason, "the conversation broke off");
                 store
                     .transition(self.item, |item| {
                         let next = match transient {

@@ -125,8 +125,7 @@ impl Item {
     #[must_use]
     pub fn shown_call_id(&self) -> Option<Uuid> {
         let endpoint = self.call.as_ref()?.endpoint;
-        self.call_id()
-            .map(|id| id.parse().unwrap_or_else(|_| ids::call_id(endpoint, id)))
+        self.call_id().map(|id| ids::shown_call_id(endpoint, id))
     }
 
     /// It gets its slots and may start.
