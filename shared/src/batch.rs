@@ -169,7 +169,10 @@ async fn settle(
                 .quarantine(source, &id, body, &reason, ctx.clock.now_ms())
                 .await
             {
-                Ok(()) => None,
+                Ok(()) => {
+                    ctx.metrics.quarantined();
+                    None
+                }
                 Err(error) => {
                     tracing::warn!(%error, "not quarantined, to be received again");
                     Some(id)

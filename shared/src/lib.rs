@@ -14,6 +14,7 @@ pub mod ids;
 pub mod lifecycle;
 pub mod line;
 pub mod llm;
+pub mod metrics;
 pub mod models;
 pub mod net;
 pub mod notices;

@@ -157,11 +157,11 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
                 .map_err(|error| unavailable(&error))?
                 .ok_or_else(unknown)?;
             if anew.signs_like(&secrets) {
-                return Err(refused(&refusal));
+                return Err(refused(ctx, &refusal));
             }
             delivery
                 .verify(&anew.signature.profile(), &anew.accepted(), now)
-                .map_err(|refusal| refused(&refusal))?
+                .map_err(|refusal| refused(ctx, &refusal))?
         }
     };
     // Of an endpoint it is always the same.
@@ -189,6 +189,7 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
                 .quarantine("webhooks", &id, &text, &why, ctx.clock.now_ms())
                 .await
                 .map_err(|error| unavailable(&error))?;
+            ctx.metrics.quarantined();
             Err(Answer::new(400, why))
         }
     }
@@ -216,7 +217,8 @@ fn named_in(query: &str) -> Option<String> {
         .map(|(_, token)| token.into_owned())
 }
 
-fn refused(refusal: &Refusal) -> Answer {
+fn refused(ctx: &Context, refusal: &Refusal) -> Answer {
+    ctx.metrics.webhook_refused();
     tracing::warn!(%refusal, "a webhook was refused");
     Answer::new(401, refusal.to_string())
 }

@@ -63,6 +63,7 @@ pub(crate) async fn stack_at(clock: SharedClock) -> (Emulator, Context) {
         sqs,
         config,
         clock,
+        metrics: ringback_shared::metrics::Metrics::default(),
         secrets: Secrets::new(Arc::new(LocalSecrets::default())),
     })
     .unwrap();

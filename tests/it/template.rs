@@ -553,7 +553,8 @@ fn each_function_has_the_variables_that_it_reads_and_no_others() {
     for function in template.functions() {
         let name = &function.name;
         let variables = function.variables();
-        let wanted: BTreeSet<&str> = required.iter().chain(listed(VARIABLES, name)).copied().collect();
+        let wanted = required.iter().chain(&["STACK_NAME"]);
+        let wanted: BTreeSet<&str> = wanted.chain(listed(VARIABLES, name)).copied().collect();
         let present: BTreeSet<&str> = variables.keys().map(String::as_str).collect();
         assert_eq!(present, wanted, "{name}");
         set.extend(present.iter().map(ToString::to_string));
@@ -563,6 +564,8 @@ fn each_function_has_the_variables_that_it_reads_and_no_others() {
             minimal(asked).or_else(|| match template.resolved(variables.get(asked)?) {
                 Value::String(text) => Some(text),
                 Value::Number(number) => Some(number.to_string()),
+                // The stack's own name has no default.
+                _ if asked == "STACK_NAME" => None,
                 other => panic!("{name}: {asked} is {other}"),
             })
         })

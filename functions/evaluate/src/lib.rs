@@ -382,7 +382,10 @@ async fn extract(ctx: &Context, group: &Group) -> Result<Extracted, Stop> {
         .map_err(failed)?;
     let ask = |request: ChatRequest| {
         let (endpoint, model) = (&endpoint, model.clone());
-        async move { ctx.models.chat(endpoint, &ChatRequest { model, ..request }).await }
+        async move {
+            let request = ChatRequest { model, ..request };
+            ctx.chat(Purpose::Judge, endpoint, &request).await
+        }
     };
     let reply = match ask(group.request.clone()).await {
         // Some servers know no JSON schemas; the prompt asks for the same JSON.

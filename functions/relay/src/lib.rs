@@ -16,6 +16,7 @@ use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
     lifecycle::{Facts, Hook, Item, Owed, Tally},
+    metrics,
     progress::{self, MARGIN},
     provider,
     store::{
@@ -70,7 +71,8 @@ pub async fn handle(
     let mut work = Work::default();
     for record in event.records {
         let id = record.event_id.clone();
-        if let Err(error) = work.add(record) {
+        if let Err(error) = work.add(ctx, record) {
+            ctx.metrics.quarantined();
             tracing::error!(record = id, %error, "passed over a record that cannot be read");
         }
     }
@@ -79,7 +81,7 @@ pub async fn handle(
 }
 
 impl Work {
-    fn add(&mut self, record: EventRecord) -> Result<(), StoreError> {
+    fn add(&mut self, ctx: &Context, record: EventRecord) -> Result<(), StoreError> {
         let change = record.change;
         if change.new_image.is_empty() {
             return Ok(());
@@ -98,7 +100,9 @@ impl Work {
             } else {
                 Some(item_from_image(change.old_image)?)
             };
-            self.add_item(before.as_ref(), item_from_image(change.new_image)?);
+            let item = item_from_image(change.new_image)?;
+            tell(ctx, before.as_ref(), &item);
+            self.add_item(before.as_ref(), item);
         } else if let Some((endpoint, call)) = pk.strip_prefix("CALL#").and_then(|rest| rest.split_once('#'))
         {
             if let Ok(endpoint) = endpoint.parse()
@@ -181,6 +185,15 @@ impl Work {
         }
         note(&mut failed, advance(ctx, self.runs.into_values(), deadline).await);
         failed
+    }
+}
+
+/// Measures a change of an item, and says in the log how it ended. A record that comes again is told again.
+fn tell(ctx: &Context, before: Option<&Item>, item: &Item) {
+    ctx.metrics.item_changed(before, item);
+    if let Some(verdict) = metrics::ended(before, item) {
+        let _about = telemetry::item_span(item).entered();
+        tracing::info!(verdict, state = ?item.state, "item ended");
     }
 }
 

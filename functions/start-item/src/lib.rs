@@ -291,8 +291,8 @@ impl Worker<'_> {
             model: name,
             ..request
         };
-        let models = self.ctx.models.clone();
-        let answer = self.hold(models.chat(&endpoint, &request)).await?;
+        let ctx = self.ctx;
+        let answer = self.hold(ctx.chat(purpose, &endpoint, &request)).await?;
         let prices = &self.ctx.config.prices;
         answer
             .map(|reply| prices.charge(&request.model, reply))

@@ -138,7 +138,7 @@ impl Item {
         }
         let mut item = self.next(now);
         item.slots = slots.clone();
-        item.state = State::Admitted;
+        item.enter(State::Admitted, now);
         item.owe(Owed::Start, now);
         Ok(item)
     }
