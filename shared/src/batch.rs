@@ -5,8 +5,32 @@ use std::{any::Any, collections::HashSet, panic::AssertUnwindSafe, time::Duratio
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use futures_util::{FutureExt, StreamExt, stream};
 use serde::de::DeserializeOwned;
+use tracing::{Instrument, Span};
 
-use crate::{clock::Deadline, context::Context};
+use crate::{
+    clock::Deadline,
+    context::Context,
+    queue::{HookMessage, Message},
+    telemetry,
+};
+
+/// A message that says what it is about.
+pub trait About {
+    /// The span of the work for it.
+    fn span(&self) -> Span;
+}
+
+impl About for Message {
+    fn span(&self) -> Span {
+        telemetry::item_span(&self.item)
+    }
+}
+
+impl About for HookMessage {
+    fn span(&self) -> Span {
+        telemetry::hook_span(&self.hook)
+    }
+}
 
 /// What became of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +61,7 @@ pub async fn process<M, F>(
     work: impl Fn(M, Deadline) -> F,
 ) -> Result<SqsBatchResponse, crate::context::BoxError>
 where
-    M: DeserializeOwned,
+    M: DeserializeOwned + About,
     F: Future<Output = Outcome>,
 {
     if event
@@ -78,12 +102,31 @@ async fn one<M, F>(
     work: &impl Fn(M, Deadline) -> F,
 ) -> Option<String>
 where
-    M: DeserializeOwned,
+    M: DeserializeOwned + About,
     F: Future<Output = Outcome>,
 {
     let id = record.message_id.unwrap_or_default();
     let body = record.body.unwrap_or_default();
-    let outcome = match serde_json::from_str::<M>(&body) {
+    let record = tracing::error_span!("record", messageId = id, source);
+    let message = serde_json::from_str::<M>(&body);
+    let about = record.in_scope(|| message.as_ref().map_or_else(|_| Span::none(), About::span));
+    let done = async {
+        let outcome = attempt(message, deadline, work).await;
+        settle(ctx, source, id, &body, outcome).await
+    };
+    done.instrument(about).instrument(record).await
+}
+
+/// Works on a message, if the record is one.
+async fn attempt<M, F>(
+    message: serde_json::Result<M>,
+    deadline: Deadline,
+    work: &impl Fn(M, Deadline) -> F,
+) -> Outcome
+where
+    F: Future<Output = Outcome>,
+{
+    match message {
         Err(error) => Outcome::Quarantine(format!("the body is not a message of this queue: {error}")),
         Ok(message) => {
             let budget = deadline.left().saturating_sub(MARGIN);
@@ -98,24 +141,37 @@ where
                 Ok(Ok(outcome)) => outcome,
             }
         }
-    };
+    }
+}
+
+/// Follows an outcome up; gives the message's id when it has to be received again.
+async fn settle(
+    ctx: &Context,
+    source: &'static str,
+    id: String,
+    body: &str,
+    outcome: Outcome,
+) -> Option<String> {
     match outcome {
         Outcome::Done => None,
         Outcome::Drop(reason) => {
-            tracing::debug!(source, message_id = id, reason, "dropped");
+            tracing::debug!(reason, "dropped");
             None
         }
         Outcome::Retry(reason) => {
-            tracing::warn!(source, message_id = id, reason, "to be received again");
+            tracing::warn!(reason, "to be received again");
             Some(id)
         }
         Outcome::Quarantine(reason) => {
-            tracing::error!(source, message_id = id, reason, "put aside");
+            tracing::error!(reason, "put aside");
             // Moved there now, and not after five attempts at something that cannot succeed.
-            match ctx.queues.put_aside(source, &body, &reason).await {
-                Ok(()) => None,
+            match ctx.queues.put_aside(source, body, &reason).await {
+                Ok(()) => {
+                    ctx.metrics.quarantined();
+                    None
+                }
                 Err(error) => {
-                    tracing::warn!(source, message_id = id, %error, "not put aside, to be received again");
+                    tracing::warn!(%error, "not put aside, to be received again");
                     Some(id)
                 }
             }

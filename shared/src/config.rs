@@ -13,6 +13,8 @@ use crate::{
 pub struct Config {
     /// The table's name. Read from `TABLE_NAME`.
     pub table: String,
+    /// What metrics name this system by. Read from `STACK_NAME`; `ringback` where it is not set.
+    pub stack: String,
     /// Where items that are owed a (further) slice of their conversation go. Read from `RUN_ITEMS_QUEUE_URL`.
     pub run_items_queue_url: String,
     /// Where items that are owed a verdict go. Read from `EVALUATIONS_QUEUE_URL`.
@@ -131,6 +133,7 @@ impl Config {
     /// Every variable that is read.
     pub const VARIABLES: &[&str] = &[
         "TABLE_NAME",
+        "STACK_NAME",
         "RUN_ITEMS_QUEUE_URL",
         "EVALUATIONS_QUEUE_URL",
         "DELIVERIES_QUEUE_URL",
@@ -187,6 +190,9 @@ impl Config {
         }
         Ok(Self {
             table: required(lookup, "TABLE_NAME")?,
+            stack: lookup("STACK_NAME")
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| "ringback".to_owned()),
             run_items_queue_url: required(lookup, "RUN_ITEMS_QUEUE_URL")?,
             evaluations_queue_url: required(lookup, "EVALUATIONS_QUEUE_URL")?,
             deliveries_queue_url: required(lookup, "DELIVERIES_QUEUE_URL")?,

@@ -12,7 +12,8 @@ use crate::{
     config::{Cloud, Config, ConfigError},
     conversation::{self, Limits, Script, ScriptParts},
     ids,
-    llm::ModelClient,
+    llm::{ChatReply, ChatRequest, Endpoint, ModelClient, ModelError, Purpose},
+    metrics::Metrics,
     models::eval::ChatEvalMessage,
     net::Outbound,
     provider::Remote,
@@ -37,6 +38,8 @@ pub struct Parts {
     pub clock: SharedClock,
     /// The secrets of endpoints and organizations.
     pub secrets: Secrets,
+    /// What is measured.
+    pub metrics: Metrics,
 }
 
 /// Why a context could not be made.
@@ -67,6 +70,8 @@ pub struct Context {
     pub clock: SharedClock,
     /// The configuration.
     pub config: Arc<Config>,
+    /// What is measured.
+    pub metrics: Metrics,
     snapshots: Arc<Snapshots>,
 }
 
@@ -174,6 +179,7 @@ impl Context {
             config,
             clock,
             secrets,
+            metrics,
         } = parts;
         let outbound = Outbound::new(config.models.allow_private_targets)?;
         let mut queues = Queues::new(
@@ -193,6 +199,7 @@ impl Context {
             secrets,
             clock,
             config: Arc::new(config),
+            metrics,
             snapshots: Arc::new(Snapshots {
                 briefings: Cache::new(KEPT_BRIEFINGS),
                 shared: Cache::new(KEPT_BRIEFINGS),
@@ -213,6 +220,7 @@ impl Context {
         Self::new(Parts {
             dynamodb: aws_sdk_dynamodb::Client::new(&aws),
             sqs: aws_sdk_sqs::Client::new(&aws),
+            metrics: Metrics::to_output(&config.stack),
             config,
             clock: Arc::new(SystemClock),
             secrets: Secrets::new(Arc::new(secrets)),
@@ -231,6 +239,28 @@ impl Context {
     pub async fn warm_up(&self) {
         let read = self.store.principal("warm-up");
         let _ = tokio::time::timeout(std::time::Duration::from_millis(800), read).await;
+    }
+
+    /// Does the work of an invocation. However it ends, what was measured is written then.
+    pub async fn invocation<T>(&self, work: impl Future<Output = T>) -> T {
+        let _written = self.metrics.at_end(&self.clock);
+        work.await
+    }
+
+    /// Asks a model for a reply, as [`ModelClient::chat`] does, and measures how long it takes.
+    ///
+    /// # Errors
+    /// As [`ModelClient::chat`].
+    pub async fn chat(
+        &self,
+        purpose: Purpose,
+        endpoint: &Endpoint,
+        request: &ChatRequest,
+    ) -> Result<ChatReply, ModelError> {
+        let asked = std::time::Instant::now();
+        let reply = self.models.chat(endpoint, request).await?;
+        self.metrics.model_answered(purpose, asked.elapsed());
+        Ok(reply)
     }
 
     /// The name of a new claim on an item.

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{costs::ModelCosts, ids, models::run::ItemStatus, store::RunKind};
+use crate::{costs::ModelCosts, ids, models::run::ItemStatus, store::RunKind, trace::Trace};
 
 mod call;
 mod hook;
@@ -269,6 +269,9 @@ pub struct Item {
     pub iteration: u32,
     /// Where it stands.
     pub state: State,
+    /// Since when it stands there, in milliseconds since the Unix epoch; absent in rows that an older version wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_since: Option<i64>,
     /// What is owed to it.
     pub owed: Owed,
     /// From when on somebody has to look after it, in milliseconds since the Unix epoch; absent when nothing is owed.
@@ -315,6 +318,13 @@ pub struct Item {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// The trace of the request that made its run, if that had one.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::trace::lenient"
+    )]
+    pub trace: Option<Trace>,
     /// When it was last written, in milliseconds since the Unix epoch.
     pub updated_at: i64,
 }
@@ -372,6 +382,7 @@ impl Item {
             simulation: index / iterations,
             iteration: index % iterations + 1,
             state: State::Admitted,
+            state_since: Some(now),
             owed: Owed::Start,
             due_at: Some(now + REQUEUE_AFTER_MS),
             not_before: None,
@@ -388,6 +399,7 @@ impl Item {
             hooked: false,
             decided_at: None,
             failure: None,
+            trace: None,
             updated_at: now,
         }
     }
@@ -508,10 +520,10 @@ impl Item {
             item.not_before = None;
         }
         if item.state < State::Evaluating && item.facts.ended.is_some() {
-            item.state = State::Evaluating;
+            item.enter(State::Evaluating, now);
             item.owe(Owed::Evaluate, now);
         } else if item.state < State::Running && item.facts.started.is_some() {
-            item.state = State::Running;
+            item.enter(State::Running, now);
             if item.call.is_some() {
                 item.owe_look_up(now);
             } else {
@@ -520,6 +532,11 @@ impl Item {
         }
         item.follow(now);
         item
+    }
+
+    fn enter(&mut self, state: State, now: i64) {
+        self.state = state;
+        self.state_since = Some(now);
     }
 
     fn owe(&mut self, owed: Owed, now: i64) {
@@ -766,7 +783,7 @@ impl Item {
     }
 
     fn close(&mut self, state: State, now: i64) {
-        self.state = state;
+        self.enter(state, now);
         self.decided_at = Some(now);
         self.settle();
         self.follow(now);

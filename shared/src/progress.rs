@@ -229,7 +229,7 @@ pub async fn recount_all(ctx: &Context, head: &RunHead, deadline: Deadline) -> R
 /// When the table cannot be read or written.
 pub async fn fold(ctx: &Context, at: ItemKey, facts: &Facts) -> Result<(), StoreError> {
     let Some(item) = ctx.store.item(at).await? else {
-        tracing::warn!(run = %at.run, index = at.index, "an event about an item that does not exist");
+        tracing::warn!(runId = %at.run, itemId = %at.id(), "an event about an item that does not exist");
         return Ok(());
     };
     let now = ctx.clock.now_ms();
@@ -248,11 +248,10 @@ pub async fn fold(ctx: &Context, at: ItemKey, facts: &Facts) -> Result<(), Store
 /// Writes what the model calls of an item cost when the item was stopped or taken over before whoever made the calls could write
 /// it with a step of their own. What fails here is logged and not counted.
 pub async fn charge_late(ctx: &Context, item: Item, costs: &ModelCosts) {
-    let (run, index) = (item.run, item.index);
     match ctx.store.transition(item, |item| item.charge(costs)).await {
         Ok(_) | Err(TransitionError::Refused { .. }) => {}
         Err(TransitionError::Store(error)) => {
-            tracing::warn!(%run, index, %error, "what an item cost was not written");
+            tracing::warn!(%error, "what an item cost was not written");
         }
     }
 }

@@ -10,6 +10,10 @@ use aws_lambda_events::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
+use tracing::{
+    Instrument, Span,
+    field::{Empty, display},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -72,7 +76,17 @@ pub async fn handle(
     event: Event,
     request: ApiGatewayV2httpRequest,
 ) -> ApiGatewayV2httpResponse {
-    let answer = match take(ctx, event, request).await {
+    let span = tracing::error_span!(
+        "webhook",
+        endpointId = Empty,
+        runId = Empty,
+        itemId = Empty,
+        callId = Empty
+    );
+    if let Some(endpoint) = request.raw_path.as_deref().and_then(endpoint_of) {
+        span.record("endpointId", display(endpoint));
+    }
+    let answer = match take(ctx, event, request).instrument(span).await {
         Ok(answer) | Err(answer) => answer,
     };
     answer.encode()
@@ -143,11 +157,11 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
                 .map_err(|error| unavailable(&error))?
                 .ok_or_else(unknown)?;
             if anew.signs_like(&secrets) {
-                return Err(refused(endpoint, &refusal));
+                return Err(refused(ctx, &refusal));
             }
             delivery
                 .verify(&anew.signature.profile(), &anew.accepted(), now)
-                .map_err(|refusal| refused(endpoint, &refusal))?
+                .map_err(|refusal| refused(ctx, &refusal))?
         }
     };
     // Of an endpoint it is always the same.
@@ -167,6 +181,7 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
         )),
         Err(Unkept::Malformed(why)) => {
             // The signature was right, so somebody will look for it.
+            tracing::error!("a webhook was quarantined: it cannot be read");
             let text = String::from_utf8_lossy(delivery.body()).into_owned();
             // Not by the sender's id alone, which others may use as well.
             let id = format!("{endpoint}/{}", delivery.digest());
@@ -174,6 +189,7 @@ async fn take(ctx: &Context, event: Event, request: ApiGatewayV2httpRequest) -> 
                 .quarantine("webhooks", &id, &text, &why, ctx.clock.now_ms())
                 .await
                 .map_err(|error| unavailable(&error))?;
+            ctx.metrics.quarantined();
             Err(Answer::new(400, why))
         }
     }
@@ -201,8 +217,9 @@ fn named_in(query: &str) -> Option<String> {
         .map(|(_, token)| token.into_owned())
 }
 
-fn refused(endpoint: Uuid, refusal: &Refusal) -> Answer {
-    tracing::warn!(%endpoint, %refusal, "a webhook was refused");
+fn refused(ctx: &Context, refusal: &Refusal) -> Answer {
+    ctx.metrics.webhook_refused();
+    tracing::warn!(%refusal, "a webhook was refused");
     Answer::new(401, refusal.to_string())
 }
 
@@ -254,11 +271,15 @@ async fn keep(
         Said::Ignored(kind) => {
             // It is of no use to send it again for the count's sake.
             if let Err(error) = ctx.store.count_ignored(endpoint, &kind).await {
-                tracing::warn!(%endpoint, %error, "an ignored event was not counted");
+                tracing::warn!(%error, "an ignored event was not counted");
             }
             return Ok(Answer::new(200, format!("ignored: {kind}")));
         }
     };
+    if !report.call_id.is_empty() {
+        let call = ids::shown_call_id(endpoint, &report.call_id);
+        Span::current().record("callId", display(call));
+    }
     let facts = report
         .facts(Source::Report, event, ctx.clock.now_ms())
         .map_err(|odd| Unkept::Malformed(odd.to_string()))?;
@@ -287,7 +308,11 @@ async fn keep(
             let Correlation { run, index } = key
                 .and_then(|key| Correlation::from_token(token, &key))
                 .ok_or(Unkept::Unknown)?;
-            ctx.store.keep_event(ItemKey { run, index }, &new).await?
+            let at = ItemKey { run, index };
+            let span = Span::current();
+            span.record("runId", display(run));
+            span.record("itemId", display(at.id()));
+            ctx.store.keep_event(at, &new).await?
         }
         None => {
             ctx.store
@@ -295,6 +320,7 @@ async fn keep(
                 .await?
         }
     };
+    tracing::debug!(new = kept, "a webhook was kept");
     Ok(Answer::new(200, if kept { "kept" } else { "kept before" }))
 }
 

@@ -36,6 +36,7 @@ mod squads;
 mod stand_in;
 mod store;
 mod suites;
+mod telemetry;
 mod template;
 mod trials;
 mod vapi;

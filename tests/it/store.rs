@@ -63,6 +63,7 @@ pub(crate) async fn stack_at(clock: SharedClock) -> (Emulator, Context) {
         sqs,
         config,
         clock,
+        metrics: ringback_shared::metrics::Metrics::default(),
         secrets: Secrets::new(Arc::new(LocalSecrets::default())),
     })
     .unwrap();
@@ -103,6 +104,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
         origin: None,
         idempotency: None,
         firing: None,
+        trace: None,
     }
 }
 

@@ -145,19 +145,19 @@ impl Look<'_> {
                 let after = self.after(Some(new.id));
                 let new = fired(new, head, after, firing);
                 if let Created::New(run) = ctx.store.create_run(&new, self.now).await? {
-                    tracing::info!(schedule = %head.id, run = %run.id, "a schedule started a run");
+                    runs::log_created(&run);
                 }
                 Ok(true)
             }
             Err(refused) => {
                 let since = head.tried_since.unwrap_or(self.now);
                 if refused.is_transient() && self.now - since < GIVE_UP_MS {
-                    tracing::warn!(schedule = %head.id, reason = refused.text(), "a schedule could not start a run yet");
+                    tracing::warn!(reason = refused.text(), "a schedule could not start a run yet");
                     ctx.store.put_schedule_head(head, &head.refused(self.now)).await?;
                     return Ok(false);
                 }
                 let reason = Failure::new(&refused.text(), None).reason;
-                tracing::warn!(schedule = %head.id, reason, "a schedule could not start a run");
+                tracing::warn!(reason, "a schedule could not start a run");
                 let receivers = Receivers::of(notify);
                 let told = match notices::actions(&receivers, false).is_empty() {
                     true => None,
@@ -224,10 +224,14 @@ pub(crate) async fn run_now(
         let after = head.run_now(new.id, &open, now);
         let new = NewRun {
             idempotency: idempotency.clone(),
+            trace: request.trace,
             ..fired(new, &head, after, firing)
         };
         let (head, manifest) = match ctx.store.create_run(&new, now).await? {
-            Created::New(head) => (*head, new.manifest),
+            Created::New(head) => {
+                runs::log_created(&head);
+                (*head, new.manifest)
+            }
             Created::Overtaken => {
                 // Whoever wrote it is done by now; a moment keeps two of these from meeting again.
                 let jitter = Uuid::now_v7().as_u128() % 50;

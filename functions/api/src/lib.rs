@@ -30,6 +30,10 @@ use ringback_shared::{
     ids,
     store::Principal,
 };
+use tracing::{
+    Instrument, Span,
+    field::{Empty, display},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -45,12 +49,24 @@ pub const LOCAL_ORG: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000
 
 /// Handles one request. It always has an answer: what goes wrong becomes an error in the shape that clients parse.
 pub async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
+    let span = span(&event);
     let answer = match Request::decode(event) {
         // On the heap, because it holds whatever any operation may need.
-        Ok(request) => Box::pin(route(ctx, &request)).await,
+        Ok(request) => Box::pin(route(ctx, &request)).instrument(span).await,
         Err(error) => Err(error),
     };
     answer.unwrap_or_else(ApiError::response).encode()
+}
+
+/// The span of a request. Its path is shown as its template: what is in a path or a query is for the client to choose.
+fn span(event: &ApiGatewayV2httpRequest) -> Span {
+    tracing::error_span!(
+        "request",
+        method = %event.request_context.http.method,
+        path = event.raw_path.as_deref().and_then(operations::template).unwrap_or("none"),
+        apiRequestId = event.request_context.request_id,
+        org = Empty
+    )
 }
 
 /// Makes the local org with this API key.
@@ -72,7 +88,11 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Found::Operation { action, .. } if action.is_public() => Uuid::nil(),
         Found::OtherMethod { public: true, .. } => Uuid::nil(),
         // Who has no key does not learn what there is.
-        _ => authenticate(ctx, request).await?.org,
+        _ => {
+            let org = authenticate(ctx, request).await?.org;
+            Span::current().record("org", display(org));
+            org
+        }
     };
     let (action, id, inner) = match found {
         Found::Operation { action, id, inner } => (action, id, inner),

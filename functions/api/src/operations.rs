@@ -445,11 +445,22 @@ fn fit<'a>(template: &str, path: &[&'a str]) -> Option<(Vec<bool>, Vec<&'a str>)
     given.next().is_none().then_some((literal, named))
 }
 
-/// Finds what a request names by its method and path.
-pub(crate) fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
+/// The template of the path that serves `path`, and what its parameters stand for there.
+fn serving(path: &str) -> Option<(&'static str, Vec<&str>)> {
     let path: Vec<&str> = segments(path).collect();
     let fitting = all().filter_map(|operation| Some((operation.path, fit(operation.path, &path)?)));
-    let Some((template, (_, named))) = fitting.max_by(|(_, (a, _)), (_, (b, _))| a.cmp(b)) else {
+    let (template, (_, named)) = fitting.max_by(|(_, (a, _)), (_, (b, _))| a.cmp(b))?;
+    Some((template, named))
+}
+
+/// The template of the path that serves `path`; nothing of what a client has put into it.
+pub(crate) fn template(path: &str) -> Option<&'static str> {
+    serving(path).map(|(template, _)| template)
+}
+
+/// Finds what a request names by its method and path.
+pub(crate) fn find<'a>(method: &str, path: &'a str) -> Found<'a> {
+    let Some((template, named)) = serving(path) else {
         return Found::Nothing;
     };
     let methods = || all().filter(|operation| operation.path == template);

@@ -63,6 +63,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     }
     let new = NewRun {
         idempotency,
+        trace: request.trace,
         ..prepare(ctx, org, wanted, now).await?
     };
     start(ctx, new, now).await
@@ -123,6 +124,7 @@ pub(crate) async fn prepare(
         origin: None,
         idempotency: None,
         firing: None,
+        trace: None,
     })
 }
 
@@ -180,9 +182,17 @@ pub(crate) async fn begin(ctx: &Context, new: NewRun, now: i64) -> Result<(RunHe
         return before.ok_or(refused);
     }
     match ctx.store.create_run(&new, now).await? {
-        Created::New(head) => Ok((*head, new.manifest)),
+        Created::New(head) => {
+            log_created(&head);
+            Ok((*head, new.manifest))
+        }
         before => made_before(ctx, new.org, new.kind, before).await,
     }
+}
+
+/// Says in the log that a run was made: what follows has the same `runId`.
+pub(crate) fn log_created(head: &RunHead) {
+    tracing::info!(runId = %head.id, items = head.total, transport = head.transport, "run created");
 }
 
 /// Where somebody is to be told how a run came out, it is said who.
@@ -935,7 +945,7 @@ pub(crate) async fn carried_out(ctx: &Context, head: RunHead) -> RunHead {
     match work.await {
         Ok(advanced) => advanced,
         Err(error) => {
-            tracing::warn!(run = %head.id, %error, "the cancellation goes on later");
+            tracing::warn!(runId = %head.id, %error, "the cancellation goes on later");
             head
         }
     }

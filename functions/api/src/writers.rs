@@ -54,7 +54,7 @@ async fn answer<T>(
     let failed = |error: ModelError| refusal(&error, model);
     let (endpoint, name) = ctx.config.models.resolve(model, purpose).map_err(failed)?;
     let mut request = ChatRequest { model: name, ..asked };
-    let reply = chat(ctx, org, deadline, &endpoint, &mut request)
+    let reply = chat(ctx, org, deadline, purpose, &endpoint, &mut request)
         .await
         .map_err(failed)?;
     let reply = reply.content.unwrap_or_default();
@@ -64,7 +64,7 @@ async fn answer<T>(
     };
     if deadline.left() > ONCE_MORE {
         let mut request = writing::again(&request, &reply, &fault);
-        let reply = chat(ctx, org, deadline, &endpoint, &mut request)
+        let reply = chat(ctx, org, deadline, purpose, &endpoint, &mut request)
             .await
             .map_err(failed)?;
         fault = match read(reply.content.as_deref().unwrap_or_default()) {
@@ -83,6 +83,7 @@ async fn chat(
     ctx: &Context,
     org: Uuid,
     deadline: &Deadline,
+    purpose: Purpose,
     endpoint: &Endpoint,
     request: &mut ChatRequest,
 ) -> Result<ChatReply, ModelError> {
@@ -90,16 +91,18 @@ async fn chat(
         timeout: endpoint.timeout.min(deadline.left()),
         ..endpoint.clone()
     };
-    let answer = match ctx.models.chat(&within(), request).await {
+    let answer = match ctx.chat(purpose, &within(), request).await {
         Err(ModelError::Status {
             status: 400 | 422, ..
         }) if request.response_format.is_some() => {
             request.response_format = None;
-            ctx.models.chat(&within(), request).await
+            ctx.chat(purpose, &within(), request).await
         }
         answer => answer,
     };
     let reply = ctx.config.prices.charge(&request.model, answer?);
+    // It belongs to no item, whose rows would tell of it.
+    ctx.metrics.cost(reply.cost.unwrap_or_default());
     let now = ctx.clock.now_ms();
     if let Err(error) = ctx.store.spend(org, reply.cost.unwrap_or_default(), now).await {
         // The reply is there and paid for.

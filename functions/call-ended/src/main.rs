@@ -10,7 +10,10 @@ async fn main() -> Result<(), Error> {
     let ctx = &Context::from_env()?;
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<ApiGatewayV2httpRequest>| {
-        Ok::<_, Error>(ringback_call_ended::handle(ctx, event.payload).await)
+        Ok::<_, Error>(
+            ctx.invocation(ringback_call_ended::handle(ctx, event.payload))
+                .await,
+        )
     }))
     .await
 }

@@ -139,7 +139,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
             }
         }
         Err(Stop::Failed { failure, transient }) => {
-            tracing::warn!(run = %item.run, index = item.index, transient, reason = failure.reason, "not judged");
+            tracing::warn!(transient, reason = failure.reason, "not judged");
             ctx.store
                 .transition(item, |item| {
                     let next = match transient {
@@ -243,14 +243,14 @@ async fn whole(
             }
             Ok(More::Later) => {}
             Err(error) => {
-                tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+                tracing::warn!(%error, "a call could not be looked up");
                 if !error.is_transient() {
                     return Ok(record);
                 }
             }
         }
         if deadline.left() <= MORE_PAUSE {
-            tracing::warn!(run = %item.run, index = item.index, "judged by what was reported of the call");
+            tracing::warn!("judged by what was reported of the call");
             return Ok(record);
         }
         tokio::time::sleep(MORE_PAUSE).await;
@@ -382,7 +382,10 @@ async fn extract(ctx: &Context, group: &Group) -> Result<Extracted, Stop> {
         .map_err(failed)?;
     let ask = |request: ChatRequest| {
         let (endpoint, model) = (&endpoint, model.clone());
-        async move { ctx.models.chat(endpoint, &ChatRequest { model, ..request }).await }
+        async move {
+            let request = ChatRequest { model, ..request };
+            ctx.chat(Purpose::Judge, endpoint, &request).await
+        }
     };
     let reply = match ask(group.request.clone()).await {
         // Some servers know no JSON schemas; the prompt asks for the same JSON.

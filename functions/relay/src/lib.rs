@@ -16,13 +16,16 @@ use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
     lifecycle::{Facts, Hook, Item, Owed, Tally},
+    metrics,
     progress::{self, MARGIN},
     provider,
     store::{
         ItemKey, PARTITION, RunHead, RunKey, RunOwed, StoreError, event_from_image, head_from_image,
         hook_from_image, item_from_image,
     },
+    telemetry,
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// How long one run is expanded or canceled, or one organization given slots, before it is another organization's turn.
@@ -68,7 +71,8 @@ pub async fn handle(
     let mut work = Work::default();
     for record in event.records {
         let id = record.event_id.clone();
-        if let Err(error) = work.add(record) {
+        if let Err(error) = work.add(ctx, record) {
+            ctx.metrics.quarantined();
             tracing::error!(record = id, %error, "passed over a record that cannot be read");
         }
     }
@@ -77,7 +81,7 @@ pub async fn handle(
 }
 
 impl Work {
-    fn add(&mut self, record: EventRecord) -> Result<(), StoreError> {
+    fn add(&mut self, ctx: &Context, record: EventRecord) -> Result<(), StoreError> {
         let change = record.change;
         if change.new_image.is_empty() {
             return Ok(());
@@ -96,7 +100,9 @@ impl Work {
             } else {
                 Some(item_from_image(change.old_image)?)
             };
-            self.add_item(before.as_ref(), item_from_image(change.new_image)?);
+            let item = item_from_image(change.new_image)?;
+            tell(ctx, before.as_ref(), &item);
+            self.add_item(before.as_ref(), item);
         } else if let Some((endpoint, call)) = pk.strip_prefix("CALL#").and_then(|rest| rest.split_once('#'))
         {
             if let Ok(endpoint) = endpoint.parse()
@@ -164,7 +170,8 @@ impl Work {
         note(&mut failed, ctx.queues.send(&self.send, now).await);
         note(&mut failed, ctx.queues.send_hooks(&self.hooks, now).await);
         for (at, facts) in &self.events {
-            note(&mut failed, progress::fold(ctx, *at, facts).await);
+            let folded = progress::fold(ctx, *at, facts).instrument(telemetry::span_of(*at));
+            note(&mut failed, folded.await);
         }
         for (endpoint, call) in &self.calls {
             note(&mut failed, progress::fold_strays(ctx, *endpoint, call).await);
@@ -173,10 +180,20 @@ impl Work {
         // sweep: none holds up the others for long, however many items it has.
         note(&mut failed, admit(ctx, self.admit, deadline).await);
         for (key, partition) in in_turns(self.recount, |(key, _)| key.org) {
-            note(&mut failed, progress::recount(ctx, key, partition).await);
+            let counted = progress::recount(ctx, key, partition).instrument(telemetry::run_span(key.run));
+            note(&mut failed, counted.await);
         }
         note(&mut failed, advance(ctx, self.runs.into_values(), deadline).await);
         failed
+    }
+}
+
+/// Measures a change of an item, and says in the log how it ended. A record that comes again is told again.
+fn tell(ctx: &Context, before: Option<&Item>, item: &Item) {
+    ctx.metrics.item_changed(before, item);
+    if let Some(verdict) = metrics::ended(before, item) {
+        let _about = telemetry::item_span(item).entered();
+        tracing::info!(verdict, state = ?item.state, "item ended");
     }
 }
 
@@ -221,7 +238,9 @@ async fn advance(
         let (over, written) = (together.left().is_zero(), head.version != version);
         if deadline.left() > MARGIN && !(over && written) {
             let longest = if over { LAST_STEP } else { STEP };
-            match progress::advance(ctx, head, step(deadline, longest)).await {
+            let span = telemetry::run_span(head.id);
+            let moved = progress::advance(ctx, head, step(deadline, longest));
+            match moved.instrument(span).await {
                 Ok(head) if matches!(head.owed, RunOwed::Expand | RunOwed::Cancel) => {
                     runs.push_back((version, head));
                 }

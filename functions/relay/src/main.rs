@@ -11,7 +11,8 @@ async fn main() -> Result<(), Error> {
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<Event>| {
         let deadline = Deadline::at(event.context.deadline, ctx.clock.now_ms());
-        ringback_relay::handle(ctx, event.payload, deadline).await
+        ctx.invocation(ringback_relay::handle(ctx, event.payload, deadline))
+            .await
     }))
     .await
 }

@@ -10,7 +10,9 @@ use ringback_api::firing;
 use ringback_shared::{
     clock::Deadline,
     context::{BoxError, Context},
+    telemetry,
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// How many schedules are taken in one go, about; the next tick finds the others.
@@ -26,7 +28,10 @@ pub async fn handle(ctx: &Context, deadline: Deadline) -> Result<(), BoxError> {
     let due = ctx.store.due_schedules(ctx.clock.now_ms(), LIMIT).await?;
     let found = due.len();
     let failed = stream::iter(due)
-        .map(|schedule| look_after(ctx, schedule, deadline).boxed())
+        .map(|schedule| {
+            let span = telemetry::schedule_span(schedule);
+            look_after(ctx, schedule, deadline).instrument(span).boxed()
+        })
         .buffer_unordered(CONCURRENCY)
         .fold(0, async |failed: usize, done: bool| failed + usize::from(!done))
         .await;
@@ -41,8 +46,8 @@ async fn look_after(ctx: &Context, schedule: Uuid, deadline: Deadline) -> bool {
     let looked = AssertUnwindSafe(firing::look_after(ctx, schedule, deadline)).catch_unwind();
     match looked.await {
         Ok(Ok(())) => return true,
-        Ok(Err(error)) => tracing::warn!(%schedule, %error, "a schedule was not looked after"),
-        Err(_) => tracing::error!(%schedule, "looking after a schedule panicked"),
+        Ok(Err(error)) => tracing::warn!(%error, "a schedule was not looked after"),
+        Err(_) => tracing::error!("looking after a schedule panicked"),
     }
     false
 }

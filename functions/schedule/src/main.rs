@@ -11,7 +11,7 @@ async fn main() -> Result<(), Error> {
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<IgnoredAny>| {
         let deadline = Deadline::at(event.context.deadline, ctx.clock.now_ms());
-        ringback_schedule::handle(ctx, deadline).await
+        ctx.invocation(ringback_schedule::handle(ctx, deadline)).await
     }))
     .await
 }

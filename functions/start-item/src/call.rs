@@ -164,7 +164,7 @@ impl Worker<'_> {
     }
 
     async fn start(&self, item: Item, step: Step, line: &Line) -> Result<(), TransitionError> {
-        let provider = line.provider();
+        let provider = line.provider().traced(item.trace);
         let (token, since) = (token(&item, line), since(&item));
         let may_repeat = provider.may_repeat(since, self.ctx.clock.now_ms());
         if step.again {
@@ -191,6 +191,9 @@ impl Worker<'_> {
         {
             Ok(report) => {
                 let now = self.ctx.clock.now_ms();
+                let shown = ids::shown_call_id(line.endpoint, &report.call_id);
+                tracing::Span::current().record("callId", tracing::field::display(shown));
+                tracing::info!("a call was ordered");
                 let body = json!({ "callId": report.call_id, "listenUrl": report.listen_url }).to_string();
                 let answer = NewEvent {
                     event: Event::Placed,
@@ -209,7 +212,7 @@ impl Worker<'_> {
             }
             // Of a first order it is known now that nothing was placed; of a repeated one only the provider knows.
             Err(error) if !step.again && !matches!(error, ProviderError::Unanswered(_)) => {
-                tracing::warn!(run = %item.run, index = item.index, %error, "a call was not placed");
+                tracing::warn!(%error, "a call was not placed");
                 let failure = Failure::new(&error.to_string(), Some(error.fault()));
                 if let Some(rest_ms) = error.is_busy() {
                     return self.turned_away(item, step, &failure, rest_ms).await;
@@ -291,14 +294,14 @@ impl Worker<'_> {
                         .await
                 {
                     // Its slots are given back all the same: it was told how long it may last.
-                    tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be ended");
+                    tracing::warn!(%error, "a call could not be ended");
                 }
                 let failure = Failure::new(reason, Some(Fault::Provider));
                 self.broke_off(item, step, &failure, false).await
             }
             Ok(_) => self.heard(item, Facts::default()).await,
             Err(error) => {
-                tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+                tracing::warn!(%error, "a call could not be looked up");
                 self.heard(item, Facts::default()).await
             }
         }
@@ -333,7 +336,7 @@ impl Worker<'_> {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be looked up");
+                    tracing::warn!(%error, "a call could not be looked up");
                 }
             }
         }
@@ -347,7 +350,7 @@ impl Worker<'_> {
             }
             Ok(false) => Facts::call(Source::LookUp, &call_id),
             Err(error) => {
-                tracing::warn!(run = %item.run, index = item.index, %error, "a call could not be ended");
+                tracing::warn!(%error, "a call could not be ended");
                 Facts::call(Source::LookUp, &call_id)
             }
         };
@@ -365,7 +368,7 @@ impl Worker<'_> {
             },
             Ok(facts) => facts,
             Err(odd) => {
-                tracing::warn!(run = %item.run, index = item.index, %odd, "a call's look-up is not what the contract says");
+                tracing::warn!(%odd, "a call's look-up is not what the contract says");
                 return self.heard(item, Facts::default()).await;
             }
         };
@@ -431,7 +434,7 @@ impl Worker<'_> {
         failure: &Failure,
         transient: bool,
     ) -> Result<(), TransitionError> {
-        tracing::warn!(run = %item.run, index = item.index, transient, reason = failure.reason, "a call broke off");
+        tracing::warn!(transient, reason = failure.reason, "a call broke off");
         if step.owed == Owed::HangUp {
             return self.heard(item, Facts::default()).await;
         }

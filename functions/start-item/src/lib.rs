@@ -18,6 +18,7 @@ use ringback_shared::{
     context::{BoxError, Context},
     conversation::{Conversation, Next, Reply},
     costs::{ModelCosts, ModelUse},
+    ids,
     lifecycle::{Cause, Failure, Fault, Item},
     line::Line,
     llm::{ChatReply, ChatRequest, Json, ModelError, Purpose, ToolCall},
@@ -286,13 +287,16 @@ impl Worker<'_> {
                 rest_ms: 0,
             }
         };
-        let (endpoint, name) = self.ctx.config.models.resolve(model, purpose).map_err(failed)?;
+        let (mut endpoint, name) = self.ctx.config.models.resolve(model, purpose).map_err(failed)?;
+        if let Some(trace) = self.item.trace.filter(|_| purpose == Purpose::Target) {
+            endpoint = endpoint.traced(trace.child(ids::span_id()));
+        }
         let request = ChatRequest {
             model: name,
             ..request
         };
-        let models = self.ctx.models.clone();
-        let answer = self.hold(models.chat(&endpoint, &request)).await?;
+        let ctx = self.ctx;
+        let answer = self.hold(ctx.chat(purpose, &endpoint, &request)).await?;
         let prices = &self.ctx.config.prices;
         answer
             .map(|reply| prices.charge(&request.model, reply))
@@ -317,7 +321,7 @@ impl Worker<'_> {
             rest_ms: 0,
         })?;
         let (outbound, within) = (self.ctx.outbound.clone(), self.ctx.config.models.timeout);
-        let provider = line.provider();
+        let provider = line.provider().traced(self.item.trace);
         let turn = provider.chat(&outbound, remote, variables, previous, input, within);
         let turn = self.hold(turn).await?;
         turn.map_err(|error| Stop::Failed {
@@ -389,7 +393,6 @@ impl Worker<'_> {
     async fn hand_over(self, talked: Result<Slice, Stop>) -> Outcome {
         let (owner, now, progressed) = (&self.owner, self.ctx.clock.now_ms(), self.progressed);
         let store = &self.ctx.store;
-        let (run, index) = (self.item.run, self.item.index);
         // Whatever the step is, what was spent so far is written with it.
         let costs = ModelCosts::of(&self.uses);
         let written = match talked {
@@ -426,7 +429,7 @@ impl Worker<'_> {
                 transient,
                 rest_ms,
             }) => {
-                tracing::warn!(%run, index, transient, reason = failure.reason, "the conversation broke off");
+                tracing::warn!(transient, reason = failure.reason, "the conversation broke off");
                 store
                     .transition(self.item, |item| {
                         let next = match transient {

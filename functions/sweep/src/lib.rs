@@ -19,7 +19,9 @@ use ringback_shared::{
     progress,
     queue::WorkQueue,
     store::{DueKey, RunHead},
+    telemetry,
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// How many due rows are taken from each partition of the index in one go.
@@ -68,12 +70,15 @@ pub async fn handle(ctx: &Context, scope: Scope, deadline: Deadline) -> Result<(
     let rows = rows.map(|due| (due, false));
     let mut swept = stream::iter(rows.chain(missed.into_iter().map(|due| (due, true))))
         .map(|(due, missed)| async move {
-            let done = if missed {
-                miss(ctx, &due).await
-            } else {
-                look_after(ctx, &due, scope, deadline).await
+            let done = async {
+                let done = if missed {
+                    miss(ctx, &due).await
+                } else {
+                    look_after(ctx, &due, scope, deadline).await
+                };
+                done.inspect_err(|error| tracing::warn!(?due, %error, "not swept"))
             };
-            done.inspect_err(|error| tracing::warn!(?due, %error, "not swept"))
+            done.instrument(telemetry::due_span(&due)).await
         })
         .buffer_unordered(CONCURRENCY)
         .chunks(SEND);

@@ -11,7 +11,8 @@ async fn main() -> Result<(), Error> {
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<IgnoredAny>| {
         let deadline = Deadline::at(event.context.deadline, ctx.clock.now_ms());
-        ringback_sweep::handle(ctx, ringback_sweep::Scope::Due, deadline).await
+        ctx.invocation(ringback_sweep::handle(ctx, ringback_sweep::Scope::Due, deadline))
+            .await
     }))
     .await
 }

@@ -298,6 +298,7 @@ async fn serve(args: Serve) -> Result<ExitCode, String> {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), variable(name)?)))
             .collect(),
+        ..Options::default()
     };
     let mut local = tokio::select! {
         local = Local::start(options) => local.map_err(|error| error.to_string())?,

@@ -15,6 +15,7 @@ use ringback_shared::{
     clock::{Deadline, SharedClock, SystemClock},
     config::{Config, ConfigError},
     context::{Context, Parts},
+    metrics::Metrics,
     secrets::{LocalSecrets, Secrets},
     store::schema,
 };
@@ -147,6 +148,8 @@ pub struct Options {
     pub api_key: Option<String>,
     /// Settings of the functions by the names of their variables, such as `MAX_TURNS`, where nothing above decides.
     pub settings: HashMap<String, String>,
+    /// What is measured. By default nobody wants it.
+    pub metrics: Metrics,
 }
 
 impl Default for Options {
@@ -161,6 +164,7 @@ impl Default for Options {
             model: Model::default(),
             api_key: None,
             settings: HashMap::new(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -253,6 +257,7 @@ impl Local {
             sqs: emulator.sqs(),
             config: config(&options, &base_url, &queues).map_err(step("reading the configuration"))?,
             clock: Arc::clone(&clock),
+            metrics: options.metrics.clone(),
             secrets: Secrets::new(Arc::new(LocalSecrets::new(
                 options
                     .data_dir

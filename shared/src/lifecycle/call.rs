@@ -125,8 +125,7 @@ impl Item {
     #[must_use]
     pub fn shown_call_id(&self) -> Option<Uuid> {
         let endpoint = self.call.as_ref()?.endpoint;
-        self.call_id()
-            .map(|id| id.parse().unwrap_or_else(|_| ids::call_id(endpoint, id)))
+        self.call_id().map(|id| ids::shown_call_id(endpoint, id))
     }
 
     /// It gets its slots and may start.
@@ -139,7 +138,7 @@ impl Item {
         }
         let mut item = self.next(now);
         item.slots = slots.clone();
-        item.state = State::Admitted;
+        item.enter(State::Admitted, now);
         item.owe(Owed::Start, now);
         Ok(item)
     }

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     costs::ModelCosts,
+    ids,
     lifecycle::{self, Facts, Failure, Hook, Item, Owed, Refused, State, Tally},
     queue::WorkQueue,
     trials::Outcome,
@@ -39,6 +40,12 @@ impl ItemKey {
             run: item.run,
             index: item.index,
         }
+    }
+
+    /// The item's id.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        ids::item_id(self.run, self.index)
     }
 
     pub(super) fn partition(run: Uuid, partition: u32) -> String {
