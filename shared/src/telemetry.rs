@@ -19,8 +19,8 @@ use tracing::{
     span::{Attributes, Id, Record},
 };
 use tracing_subscriber::{
-    EnvFilter, Layer,
-    filter::{FilterExt, filter_fn},
+    Layer,
+    filter::{FilterExt, Targets, filter_fn},
     fmt::MakeWriter,
     layer::Context,
     prelude::*,
@@ -68,12 +68,15 @@ pub fn lines<W>(level: &str, writer: W) -> impl Subscriber + Send + Sync + use<W
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(level.to_lowercase()).unwrap_or_default();
-    let filter = if filter.to_string().is_empty() {
-        EnvFilter::new("info")
-    } else {
-        filter
+    let level = match level.trim() {
+        "" => "info",
+        level => level,
     };
+    // Levels by target are enough, and what can filter by fields besides is another 100 KB of each function.
+    let filter: Targets = level
+        .to_lowercase()
+        .parse()
+        .unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
     // A span is no line but says what lines are about: an error has to say it too where nothing else is logged.
     let names = |about: &Metadata<'_>| about.is_span() && *about.level() <= Level::INFO;
     let names = filter_fn(names).with_max_level_hint(LevelFilter::INFO);
