@@ -8,6 +8,8 @@
 //! `--check` only counts, and fails where a conversation costs more model calls or rows than it may. Counts are the
 //! same on every machine, so the gate can run it; times are not, so it does not look at them.
 //!
+//! `--startup FOLDER` measures how long the functions take until they are ready.
+//!
 //! `--queued` counts what waiting costs: messages that begin no item, and requests to the table.
 
 mod case;
@@ -16,6 +18,7 @@ mod measure;
 mod model_server;
 mod queued;
 mod report;
+mod startup;
 mod workload;
 
 use std::{
@@ -78,6 +81,10 @@ struct Cli {
     /// `-n` says how many items; 10000 if not given. With `--check`, fail where a message was received for nothing.
     #[arg(long)]
     queued: bool,
+    /// Measure how long the functions' binaries in this folder take until they are ready, as multiples of what one takes that does
+    /// nothing. With `--check`, fail where one takes too long.
+    #[arg(long, value_name = "FOLDER")]
+    startup: Option<PathBuf>,
     #[command(subcommand)]
     part: Option<Part>,
 }
@@ -110,6 +117,10 @@ fn main() -> ExitCode {
         Some(Part::Floor(args)) => run(2, floor::run(args)),
         Some(Part::ModelServer(args)) => run(1, model_server::run(args)),
         Some(Part::Queued(args)) => run(2, queued::run(args)),
+        None if cli.startup.is_some() => {
+            let folder = cli.startup.unwrap_or_default();
+            run(1, async move { startup::run(&folder, cli.check).await })
+        }
         None if cli.queued => run(1, report::queued(cli)),
         None => run(1, report::run(cli)),
     };

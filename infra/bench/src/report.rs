@@ -218,7 +218,7 @@ fn or_default<T: Copy + Ord>(mut given: Vec<T>, default: &[T]) -> Vec<T> {
 }
 
 /// Tells the user something, on standard error.
-fn progress(text: &str) {
+pub(crate) fn progress(text: &str) {
     // Nobody is left to tell if this fails.
     let _unheard = writeln!(io::stderr(), "ringback-bench: {text}");
 }

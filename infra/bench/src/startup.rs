@@ -1,0 +1,215 @@
+//! How long a function takes from its process's start until it asks for its first event: the binaries as they are deployed,
+//! against a simulator of Lambda's Runtime API, by turns with a function that does nothing. The same simulator answers the
+//! one read of the table that functions make before they are ready.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::mpsc,
+};
+
+use crate::{BoxError, measure::rounded};
+
+/// What a function may take, as a multiple of what the one takes that does nothing.
+const MOST: f64 = 1.5;
+
+/// How often each is started, by turns with the one that does nothing.
+const TIMES: usize = 41;
+
+/// The longest that a start may take.
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// The functions.
+const FUNCTIONS: [&str; 9] = [
+    "api",
+    "call-ended",
+    "call-started",
+    "deliver",
+    "evaluate",
+    "relay",
+    "schedule",
+    "start-item",
+    "sweep",
+];
+
+/// What was measured of a function.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Startup {
+    function: &'static str,
+    /// The median.
+    ms: f64,
+    /// The median of the starts of the function that does nothing, which were made by turns.
+    hello_ms: f64,
+    /// The one divided by the other.
+    ratio: f64,
+    bytes: u64,
+}
+
+/// Measures the functions in `folder`, where `hello` is as well, and prints what they take. Gives `false` when `check` is on and one of
+/// them takes too long.
+pub(crate) async fn run(folder: &Path, check: bool) -> Result<bool, BoxError> {
+    let simulator = Simulator::start().await?;
+    let hello = binary(folder, "hello")?;
+    let mut measured = Vec::new();
+    for function in FUNCTIONS {
+        let path = binary(folder, function)?;
+        let (mut own, mut bare) = (Vec::new(), Vec::new());
+        // The first start reads the file from the disk.
+        for path in [&path, &hello] {
+            simulator.start_once(path).await?;
+        }
+        for _ in 0..TIMES {
+            own.push(simulator.start_once(&path).await?);
+            bare.push(simulator.start_once(&hello).await?);
+        }
+        let (own, bare) = (median(own), median(bare));
+        measured.push(Startup {
+            function,
+            ms: rounded(own * 1000.0),
+            hello_ms: rounded(bare * 1000.0),
+            ratio: rounded(own / bare),
+            bytes: std::fs::metadata(&path)?.len(),
+        });
+    }
+    crate::print(&measured, true)?;
+    let slow = measured.iter().filter(|one| one.ratio > MOST);
+    let slow: Vec<String> = slow
+        .map(|one| format!("{} takes {} times as long as nothing", one.function, one.ratio))
+        .collect();
+    if check {
+        for fault in &slow {
+            crate::report::progress(&format!("over budget: {fault}; {MOST} is allowed"));
+        }
+    }
+    Ok(!check || slow.is_empty())
+}
+
+/// Where a function's binary is: as cargo leaves it, or in a folder of its own.
+fn binary(folder: &Path, name: &str) -> Result<PathBuf, BoxError> {
+    [folder.join(name).join("bootstrap"), folder.join(name)]
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or_else(|| format!("{} is not in {}", name, folder.display()).into())
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The Runtime API, as far as a function's start goes, and the table.
+struct Simulator {
+    address: String,
+    asked: tokio::sync::Mutex<mpsc::UnboundedReceiver<Instant>>,
+}
+
+impl Simulator {
+    async fn start() -> Result<Self, BoxError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let (asks, asked) = mpsc::unbounded_channel();
+        let asks = Arc::new(asks);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let asks = Arc::clone(&asks);
+                tokio::spawn(async move {
+                    // A process that is killed leaves half a connection.
+                    let _gone = answer(stream, &asks).await;
+                });
+            }
+        });
+        Ok(Self {
+            address,
+            asked: tokio::sync::Mutex::new(asked),
+        })
+    }
+
+    /// Starts a process, and stops it when it asks for an event. Gives the seconds until then.
+    async fn start_once(&self, path: &Path) -> Result<f64, BoxError> {
+        let mut asked = self.asked.lock().await;
+        while asked.try_recv().is_ok() {}
+        let mut command = Command::new(path);
+        command
+            .env_clear()
+            .env("AWS_LAMBDA_RUNTIME_API", &self.address)
+            .env("AWS_LAMBDA_FUNCTION_NAME", "f")
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+            .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
+            .env("AWS_LAMBDA_LOG_STREAM_NAME", "s")
+            .env("AWS_LAMBDA_LOG_GROUP_NAME", "g")
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "key")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .env("AWS_ENDPOINT_URL", format!("http://{}", self.address))
+            .env("TABLE_NAME", "table")
+            .env("SECRETS_PREFIX", "ringback")
+            .env("PUBLIC_URL", "https://ringback.example")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        for queue in ["RUN_ITEMS", "EVALUATIONS", "DELIVERIES"] {
+            command.env(format!("{queue}_QUEUE_URL"), format!("http://{}/q", self.address));
+        }
+        let began = Instant::now();
+        let mut child = command.spawn()?;
+        let ready = tokio::select! {
+            ready = tokio::time::timeout(LONGEST, asked.recv()) => ready,
+            ended = child.wait() => return Err(format!("{} ended by itself: {}", path.display(), ended?).into()),
+        };
+        let ready = ready
+            .map_err(|_| format!("{} did not ask for an event", path.display()))?
+            .ok_or("the simulator has stopped")?;
+        child.kill().await?;
+        Ok(ready.duration_since(began).as_secs_f64())
+    }
+}
+
+/// Answers the requests of one connection until somebody asks for an event, which never comes.
+async fn answer(mut stream: TcpStream, asks: &mpsc::UnboundedSender<Instant>) -> Result<(), BoxError> {
+    let mut buffer = Vec::new();
+    loop {
+        let head = loop {
+            if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            let mut chunk = [0_u8; 4096];
+            let read = stream.read(&mut chunk).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            buffer.extend_from_slice(chunk.get(..read).unwrap_or_default());
+        };
+        let text = String::from_utf8_lossy(buffer.get(..head).unwrap_or_default()).to_ascii_lowercase();
+        if text.contains("/runtime/invocation/next") {
+            asks.send(Instant::now())?;
+            return Ok(std::future::pending::<()>().await);
+        }
+        let length = text
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:"))
+            .map_or(Ok(0), |length| length.trim().parse::<usize>())?;
+        while buffer.len() < head + length {
+            let mut chunk = [0_u8; 4096];
+            let read = stream.read(&mut chunk).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            buffer.extend_from_slice(chunk.get(..read).unwrap_or_default());
+        }
+        buffer.drain(..head + length);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: 2\r\n\r\n{}")
+            .await?;
+    }
+}
