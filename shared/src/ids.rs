@@ -55,6 +55,13 @@ pub fn session_id(item: Uuid) -> Uuid {
     Uuid::new_v5(&item, b"session")
 }
 
+/// The id of a new span of a trace: random, not 0.
+#[must_use]
+pub fn span_id() -> u64 {
+    // The low half of a UUID v7 is random but for its variant, which is not 0.
+    Uuid::now_v7().as_u64_pair().1
+}
+
 /// The id of a call as users see it: the provider's own where it is a UUID, else [`call_id`].
 #[must_use]
 pub fn shown_call_id(endpoint: Uuid, id: &str) -> Uuid {

@@ -29,6 +29,7 @@ pub mod signature;
 pub mod store;
 pub mod telemetry;
 pub mod tool;
+pub mod trace;
 pub mod trials;
 pub mod webhook;
 pub mod writing;

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{costs::ModelCosts, ids, models::run::ItemStatus, store::RunKind};
+use crate::{costs::ModelCosts, ids, models::run::ItemStatus, store::RunKind, trace::Trace};
 
 mod call;
 mod hook;
@@ -318,6 +318,13 @@ pub struct Item {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// The trace of the request that made its run, if that had one.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::trace::lenient"
+    )]
+    pub trace: Option<Trace>,
     /// When it was last written, in milliseconds since the Unix epoch.
     pub updated_at: i64,
 }
@@ -392,6 +399,7 @@ impl Item {
             hooked: false,
             decided_at: None,
             failure: None,
+            trace: None,
             updated_at: now,
         }
     }

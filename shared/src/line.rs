@@ -84,6 +84,7 @@ impl Line {
             url: &self.url,
             api_key: self.secrets.api_key.as_deref(),
             dialect: &self.dialect,
+            trace: None,
             hook_headers: &self.hook_headers,
         }
     }

@@ -18,6 +18,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     models::Object,
     net::{Outbound, Refused},
+    trace::{TRACEPARENT, Trace},
 };
 
 const ATTEMPTS: u32 = 3;
@@ -199,6 +200,20 @@ impl Endpoint {
             map.insert(key, value);
         }
         Ok(map)
+    }
+
+    /// The same, with requests that belong to `trace`. A header that the user has chosen stays.
+    #[must_use]
+    pub fn traced(mut self, trace: Trace) -> Self {
+        let chosen = self
+            .headers
+            .keys()
+            .any(|name| name.eq_ignore_ascii_case(TRACEPARENT));
+        if !chosen {
+            self.headers
+                .insert(TRACEPARENT.to_owned(), Secret::new(trace.to_string()));
+        }
+        self
     }
 
     /// `text` cut to a snippet, without this endpoint's secrets.

@@ -27,6 +27,7 @@ use crate::{
     evaluation::TurnLatency,
     lifecycle::{Ended, Fact, Facts, Fault, Item, Source},
     net::Outbound,
+    trace::Trace,
 };
 
 /// How long an answer of a provider is waited for.
@@ -45,6 +46,8 @@ pub struct Provider<'a> {
     pub api_key: Option<&'a str>,
     /// Its API.
     pub dialect: &'a Dialect,
+    /// The trace that requests to it belong to.
+    pub trace: Option<Trace>,
     /// What it is to send along with its webhooks, where it does not sign them: headers by their names.
     pub hook_headers: &'a [(String, String)],
 }
@@ -408,6 +411,14 @@ impl Found {
             CallStatus::InProgress => self.report.facts(Source::LookUp, Event::Started, now),
             _ => Ok(Facts::call(Source::LookUp, &self.report.call_id)),
         }
+    }
+}
+
+impl Provider<'_> {
+    /// The same, with requests that belong to `trace`.
+    #[must_use]
+    pub fn traced(self, trace: Option<Trace>) -> Self {
+        Self { trace, ..self }
     }
 }
 

@@ -1,17 +1,23 @@
 //! The queues. A message names an item and carries its head as it was when the message was sent, so that the worker's
 //! first write needs no read: where the head has changed, the write's condition fails and brings the present one.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use aws_sdk_sqs::{
     Client,
     error::DisplayErrorContext,
-    types::{QueueAttributeName, SendMessageBatchRequestEntry},
+    types::{
+        MessageSystemAttributeNameForSends, MessageSystemAttributeValue, QueueAttributeName,
+        SendMessageBatchRequestEntry,
+    },
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::lifecycle::{Hook, Item, Owed};
+use crate::{
+    lifecycle::{Hook, Item, Owed},
+    trace::Trace,
+};
 
 /// SQS delays a message by at most 15 minutes.
 const MAX_DELAY_SECONDS: i64 = 900;
@@ -82,29 +88,45 @@ pub struct Queues {
 struct Batch(Vec<SendMessageBatchRequestEntry>);
 
 impl Batch {
-    /// Adds a message of `group` that is not to be received before `not_before`. Times are in milliseconds since the Unix
-    /// epoch.
+    /// Adds a message of `group` that is not to be received before `not_before` and belongs to `trace`. Times are in milliseconds
+    /// since the Unix epoch.
     fn add(
         &mut self,
         message: &impl Serialize,
         group: Uuid,
         not_before: Option<i64>,
+        trace: Option<Trace>,
         now: i64,
     ) -> Result<(), QueueError> {
         let body = serde_json::to_string(message).map_err(|error| QueueError(error.to_string()))?;
         let pause = not_before.map_or(0, |at| (at - now).max(0));
         let delay = (pause + 999) / 1000;
+        let trace = trace.map(traced).transpose()?;
         let entry = SendMessageBatchRequestEntry::builder()
             .id(self.0.len().to_string())
             .message_body(body)
             .set_delay_seconds((delay > 0).then(|| i32::try_from(delay.min(MAX_DELAY_SECONDS)).unwrap_or(0)))
             // Fair queues: one organization's backlog does not hold up another's.
             .message_group_id(group.to_string())
+            .set_message_system_attributes(trace)
             .build()
             .map_err(|error| QueueError(error.to_string()))?;
         self.0.push(entry);
         Ok(())
     }
+}
+
+/// The attribute by which Lambda and X-Ray know the trace of a message.
+fn traced(
+    trace: Trace,
+) -> Result<HashMap<MessageSystemAttributeNameForSends, MessageSystemAttributeValue>, QueueError> {
+    let value = MessageSystemAttributeValue::builder()
+        .data_type("String")
+        .string_value(trace.to_amazon())
+        .build()
+        .map_err(|error| QueueError(error.to_string()))?;
+    let name = MessageSystemAttributeNameForSends::AwsTraceHeader;
+    Ok(HashMap::from([(name, value)]))
 }
 
 impl Queues {
@@ -133,7 +155,13 @@ impl Queues {
                 Some(WorkQueue::Evaluations) => &mut evaluations,
                 None => continue,
             };
-            batch.add(&Message { item: item.clone() }, item.org, item.not_before, now)?;
+            batch.add(
+                &Message { item: item.clone() },
+                item.org,
+                item.not_before,
+                item.trace,
+                now,
+            )?;
         }
         self.send_batch(&self.run_items, run_items).await?;
         self.send_batch(&self.evaluations, evaluations).await
@@ -150,6 +178,7 @@ impl Queues {
                 &HookMessage { hook: hook.clone() },
                 hook.org,
                 hook.not_before,
+                hook.trace,
                 now,
             )?;
         }
@@ -200,5 +229,29 @@ impl Queues {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_which_trace_it_belongs_to() {
+        let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        for trace in [Trace::from_traceparent(header), None] {
+            let item = Item {
+                trace,
+                ..Item::admitted(Uuid::nil(), Uuid::nil(), 0, 1, 0)
+            };
+            let mut batch = Batch::default();
+            let message = Message { item: item.clone() };
+            batch.add(&message, item.org, None, item.trace, 0).unwrap();
+            let attributes = batch.0[0].message_system_attributes();
+            let name = MessageSystemAttributeNameForSends::AwsTraceHeader;
+            let value = attributes.and_then(|all| all.get(&name)?.string_value());
+            let expected = "Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Parent=00f067aa0ba902b7;Sampled=1";
+            assert_eq!(value, trace.map(|_| expected));
+        }
     }
 }

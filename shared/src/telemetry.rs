@@ -32,6 +32,7 @@ use crate::{
     clock::{self, Clock, SystemClock},
     lifecycle::{Hook, Item, Subject},
     store::{DueKey, ItemKey},
+    trace::Trace,
 };
 
 /// What every line begins with; a field of the same name would take its place.
@@ -80,14 +81,21 @@ where
     tracing_subscriber::registry().with(Lines { writer }.with_filter(names.or(filter).and(shown)))
 }
 
-/// The span of work for an item: `runId`, `itemId`, and `callId` if its call is known.
+/// The span of work for an item: `runId`, `itemId`, `callId` if its call is known, and `traceId` if its run was made in a trace.
 #[must_use]
 pub fn item_span(item: &Item) -> Span {
     let span = span_of(ItemKey::of(item));
     if let Some(call) = item.shown_call_id() {
         span.record("callId", tracing::field::display(call));
     }
+    note_trace(&span, item.trace);
     span
+}
+
+fn note_trace(span: &Span, trace: Option<Trace>) {
+    if let Some(trace) = trace {
+        span.record("traceId", trace.id());
+    }
 }
 
 /// The span of work for an item of which only the name is known.
@@ -122,7 +130,11 @@ pub fn due_span(due: &DueKey) -> Span {
 #[must_use]
 pub fn hook_span(hook: &Hook) -> Span {
     match hook.subject {
-        Subject::Item { run, index, .. } => span_of(ItemKey { run, index }),
+        Subject::Item { run, index, .. } => {
+            let span = span_of(ItemKey { run, index });
+            note_trace(&span, hook.trace);
+            span
+        }
         Subject::Run { run, .. } => run_span(run),
         Subject::Firing { schedule, .. } => schedule_span(schedule),
     }

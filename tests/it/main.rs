@@ -35,6 +35,7 @@ mod squads;
 mod stand_in;
 mod store;
 mod suites;
+mod telemetry;
 mod template;
 mod trials;
 mod vapi;

@@ -98,6 +98,8 @@ pub(crate) struct CallRecord {
     pub(crate) idempotency_key: String,
     /// The header with the endpoint's key.
     pub(crate) authorization: Option<String>,
+    /// The trace that its order belongs to.
+    pub(crate) traceparent: Option<String>,
     pub(crate) body: Value,
     pub(crate) placed: i64,
     pub(crate) started: Option<i64>,
@@ -381,7 +383,8 @@ impl Shared {
     }
 
     /// Places a call, unless one was placed with this key; gives its id.
-    fn place(self: &Arc<Self>, key: &str, authorization: Option<String>, body: Value) -> String {
+    fn place(self: &Arc<Self>, key: &str, headers: &HeaderMap, body: Value) -> String {
+        let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
         let (id, talk) = {
             let mut log = self.log();
             let known = log
@@ -400,7 +403,8 @@ impl Shared {
                 id: id.clone(),
                 correlation: body["correlation"].as_str().unwrap_or_default().to_owned(),
                 idempotency_key: key.to_owned(),
-                authorization,
+                authorization: header("authorization"),
+                traceparent: header("traceparent"),
                 body,
                 placed: SystemClock.now_ms(),
                 started: None,
@@ -756,7 +760,7 @@ async fn place(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body)
         shared.log().asked.refused += 1;
         return problem(status, "the stand-in was told to refuse");
     }
-    let id = shared.place(&key, header("authorization"), body);
+    let id = shared.place(&key, &headers, body);
     if placing == Placing::AcceptLate {
         let told = placings.wait_for(|placing| *placing != Placing::AcceptLate).await;
         drop(told.unwrap());

@@ -17,7 +17,7 @@ use std::{
 use axum::{
     Json,
     extract::{OriginalUri, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value, json};
@@ -61,6 +61,8 @@ pub(crate) struct Call {
 #[derive(Debug, Default)]
 struct Log {
     calls: Vec<Call>,
+    /// The `traceparent` of each call that had one.
+    traces: Vec<(Role, String)>,
     /// What the writer was given, each time.
     written_from: Vec<Vec<Value>>,
     callers: usize,
@@ -195,6 +197,11 @@ impl StandIn {
         self.shared.log().written_from.clone()
     }
 
+    /// The `traceparent` of each call that had one.
+    pub(crate) fn traces(&self) -> Vec<(Role, String)> {
+        self.shared.log().traces.clone()
+    }
+
     /// Forgets the calls so far.
     pub(crate) fn forget(&self) {
         let mut log = self.shared.log();
@@ -226,6 +233,7 @@ impl Drop for Flight {
 async fn answer(
     State(shared): State<Arc<Shared>>,
     OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
     Json(request): Json<Value>,
 ) -> Response {
     if !uri.path().ends_with("/chat/completions") {
@@ -242,6 +250,9 @@ async fn answer(
             caller: asked.caller.unwrap_or(0),
             step: asked.step.clone(),
         });
+        if let Some(trace) = headers.get("traceparent") {
+            log.traces.push((asked.role, trace.to_str().unwrap().to_owned()));
+        }
         if asked.role == Role::Writer {
             log.written_from.push(asked.messages.clone());
         }

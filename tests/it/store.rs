@@ -104,6 +104,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
         origin: None,
         idempotency: None,
         firing: None,
+        trace: None,
     }
 }
 

@@ -104,6 +104,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
         origin: None,
         idempotency,
         firing: None,
+        trace: request.trace,
     };
     let (head, manifest) = runs::begin(ctx, new, now).await?;
     answer(head, &manifest)

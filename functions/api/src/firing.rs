@@ -224,6 +224,7 @@ pub(crate) async fn run_now(
         let after = head.run_now(new.id, &open, now);
         let new = NewRun {
             idempotency: idempotency.clone(),
+            trace: request.trace,
             ..fired(new, &head, after, firing)
         };
         let (head, manifest) = match ctx.store.create_run(&new, now).await? {

@@ -14,6 +14,7 @@ use http::{
 use ringback_shared::{
     models::{Invalid, run::PaymentReason},
     store::StoreError,
+    trace::{AMAZON, TRACEPARENT, Trace},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -37,6 +38,8 @@ pub(crate) struct Request {
     pub(crate) bearer: Option<String>,
     /// As it was sent: one that is no text is not passed over, or its work would be done twice.
     pub(crate) idempotency_key: Option<Vec<u8>>,
+    /// The trace that it belongs to.
+    pub(crate) trace: Option<Trace>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -89,6 +92,7 @@ impl Request {
                 .eq_ignore_ascii_case("bearer")
                 .then(|| token.trim().to_owned())
         });
+        let trace = Trace::of(header(TRACEPARENT).as_deref(), header(AMAZON).as_deref());
         let idempotency_key = event
             .headers
             .get("idempotency-key")
@@ -116,6 +120,7 @@ impl Request {
             raw_query,
             bearer,
             idempotency_key,
+            trace,
             body,
         })
     }
@@ -423,6 +428,7 @@ mod tests {
             raw_query: String::new(),
             bearer: None,
             idempotency_key: None,
+            trace: None,
             body: body.into(),
         }
     }

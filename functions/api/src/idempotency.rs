@@ -93,6 +93,7 @@ mod tests {
             raw_query: query.to_owned(),
             bearer: None,
             idempotency_key: key.map(<[u8]>::to_vec),
+            trace: None,
             body: body.as_bytes().to_vec(),
         }
     }

@@ -446,7 +446,7 @@ fn fit<'a>(template: &str, path: &[&'a str]) -> Option<(Vec<bool>, Vec<&'a str>)
 }
 
 /// The template of the path that serves `path`, and what its parameters stand for there.
-fn serving<'a>(path: &'a str) -> Option<(&'static str, Vec<&'a str>)> {
+fn serving(path: &str) -> Option<(&'static str, Vec<&str>)> {
     let path: Vec<&str> = segments(path).collect();
     let fitting = all().filter_map(|operation| Some((operation.path, fit(operation.path, &path)?)));
     let (template, (_, named)) = fitting.max_by(|(_, (a, _)), (_, (b, _))| a.cmp(b))?;

@@ -112,6 +112,7 @@ pub(crate) async fn rerun(
         origin: Some(material.origin),
         idempotency,
         firing: None,
+        trace: request.trace,
     };
     runs::start(ctx, new, now).await
 }
@@ -165,6 +166,7 @@ pub(crate) async fn evaluate(
         origin: Some(material.origin),
         idempotency,
         firing: None,
+        trace: request.trace,
     };
     runs::start(ctx, new, now).await
 }

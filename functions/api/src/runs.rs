@@ -63,6 +63,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
     }
     let new = NewRun {
         idempotency,
+        trace: request.trace,
         ..prepare(ctx, org, wanted, now).await?
     };
     start(ctx, new, now).await
@@ -123,6 +124,7 @@ pub(crate) async fn prepare(
         origin: None,
         idempotency: None,
         firing: None,
+        trace: None,
     })
 }
 

@@ -164,7 +164,7 @@ impl Worker<'_> {
     }
 
     async fn start(&self, item: Item, step: Step, line: &Line) -> Result<(), TransitionError> {
-        let provider = line.provider();
+        let provider = line.provider().traced(item.trace);
         let (token, since) = (token(&item, line), since(&item));
         let may_repeat = provider.may_repeat(since, self.ctx.clock.now_ms());
         if step.again {

@@ -18,6 +18,7 @@ use ringback_shared::{
     context::{BoxError, Context},
     conversation::{Conversation, Next, Reply},
     costs::{ModelCosts, ModelUse},
+    ids,
     lifecycle::{Cause, Failure, Fault, Item},
     line::Line,
     llm::{ChatReply, ChatRequest, Json, ModelError, Purpose, ToolCall},
@@ -286,7 +287,10 @@ impl Worker<'_> {
                 rest_ms: 0,
             }
         };
-        let (endpoint, name) = self.ctx.config.models.resolve(model, purpose).map_err(failed)?;
+        let (mut endpoint, name) = self.ctx.config.models.resolve(model, purpose).map_err(failed)?;
+        if let Some(trace) = self.item.trace.filter(|_| purpose == Purpose::Target) {
+            endpoint = endpoint.traced(trace.child(ids::span_id()));
+        }
         let request = ChatRequest {
             model: name,
             ..request
@@ -317,7 +321,7 @@ impl Worker<'_> {
             rest_ms: 0,
         })?;
         let (outbound, within) = (self.ctx.outbound.clone(), self.ctx.config.models.timeout);
-        let provider = line.provider();
+        let provider = line.provider().traced(self.item.trace);
         let turn = provider.chat(&outbound, remote, variables, previous, input, within);
         let turn = self.hold(turn).await?;
         turn.map_err(|error| Stop::Failed {

@@ -10,6 +10,7 @@ use super::{Item, Lease, Owed, REQUEUE_AFTER_MS, Refused, State, look_again_ms};
 use crate::{
     ids,
     store::{RunHead, RunKind, RunState},
+    trace::Trace,
 };
 
 /// What is told.
@@ -159,6 +160,13 @@ pub struct Hook {
     /// Who works on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
+    /// The trace of the request that made its item's run, if that had one.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::trace::lenient"
+    )]
+    pub trace: Option<Trace>,
     /// The deliveries that were tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deliveries: Vec<Delivery>,
@@ -191,6 +199,7 @@ impl Hook {
         let hook = |event| Self {
             canceled: after.state == State::Canceled,
             failure: after.failure.as_ref().map(|failure| failure.reason.clone()),
+            trace: after.trace,
             ..Self::new(after.org, subject, event, now)
         };
         events.into_iter().map(hook).collect()
@@ -242,6 +251,7 @@ impl Hook {
             version: 1,
             requeues: 0,
             lease: None,
+            trace: None,
             deliveries: Vec::new(),
         }
     }

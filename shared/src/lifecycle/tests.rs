@@ -323,3 +323,24 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<Tally>(&written).unwrap(), tally);
     }
 }
+
+#[test]
+fn rows_of_an_older_version_are_read_and_what_is_absent_takes_no_place() {
+    let item = Item::admitted(Uuid::from_u128(1), Uuid::from_u128(2), 3, 1, 5);
+    let mut row = serde_json::to_value(&item).unwrap();
+    assert_eq!(row["stateSince"], 5);
+    assert!(row.get("trace").is_none());
+    row.as_object_mut().unwrap().remove("stateSince");
+    let old: Item = serde_json::from_value(row.clone()).unwrap();
+    assert_eq!((old.state_since, old.trace), (None, None));
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (stored, read) in [
+        (serde_json::json!(traceparent), Some(traceparent.to_owned())),
+        (serde_json::json!("what nobody wrote"), None),
+        (serde_json::json!(null), None),
+    ] {
+        row["trace"] = stored;
+        let item: Item = serde_json::from_value(row.clone()).unwrap();
+        assert_eq!(item.trace.map(|trace| trace.to_string()), read);
+    }
+}

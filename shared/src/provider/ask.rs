@@ -6,7 +6,11 @@ use reqwest::{Method, StatusCode, Url, header::RETRY_AFTER};
 use serde_json::Value;
 
 use super::{Provider, ProviderError};
-use crate::net::{Outbound, Refused, without_url};
+use crate::{
+    ids,
+    net::{Outbound, Refused, without_url},
+    trace::TRACEPARENT,
+};
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 5_000_000;
@@ -74,6 +78,9 @@ impl Provider<'_> {
         let mut request = client.request(ask.method, ask.url).timeout(ask.within);
         if let Some(key) = api_key {
             request = request.bearer_auth(key);
+        }
+        if let Some(trace) = self.trace {
+            request = request.header(TRACEPARENT, trace.child(ids::span_id()).to_string());
         }
         if let Some(key) = ask.key {
             request = request.header("idempotency-key", key);
@@ -155,6 +162,7 @@ mod tests {
             url,
             api_key: None,
             dialect: &Dialect::Generic,
+            trace: None,
             hook_headers: &[],
         };
         for (url, more, whole) in [

@@ -27,6 +27,7 @@ use crate::{
         trials::OriginKind,
     },
     schedule::{Firing, ScheduleHead},
+    trace::Trace,
 };
 
 /// How many items one transaction of the expansion puts. Partitions are a whole number of chunks.
@@ -219,6 +220,13 @@ pub struct RunHead {
     /// What its evals are called.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eval_names: Vec<String>,
+    /// The trace of the request that made it, if that had one.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::trace::lenient"
+    )]
+    pub trace: Option<Trace>,
     /// The final counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<Tally>,
@@ -295,6 +303,7 @@ impl RunHead {
         let item = Item {
             hooked: self.hooked,
             kind: self.kind,
+            trace: self.trace,
             ..Item::admitted(self.org, self.id, index, self.iterations, now)
         };
         if self.only_judges() {
@@ -608,6 +617,8 @@ pub struct NewRun {
     pub idempotency: Option<(String, String)>,
     /// The firing that it is started for, if a schedule starts it.
     pub firing: Option<NewFiring>,
+    /// The trace of the request, if it had one.
+    pub trace: Option<Trace>,
 }
 
 /// What became of a request to create a run.
@@ -815,6 +826,7 @@ impl Store {
             deleted_at: None,
             evals: of_evals(new, "evalId").filter_map(|id| id.parse().ok()).collect(),
             eval_names: of_evals(new, "name").map(str::to_owned).collect(),
+            trace: new.trace,
             counts: None,
             owed: RunOwed::Expand,
             due_at: None,
