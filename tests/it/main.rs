@@ -24,6 +24,7 @@ mod lists;
 mod models;
 mod notices;
 mod openapi;
+mod orgs;
 mod paging;
 mod provider;
 mod providers;
