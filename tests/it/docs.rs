@@ -100,10 +100,10 @@ fn every_option_of_serve_is_in_the_readme_and_the_other_way_round() {
     }
 }
 
-#[test]
-fn every_command_for_endpoints_is_in_the_readme_and_the_other_way_round() {
+/// The help of a command that has commands, which are those of the README's table whose head begins with `head`.
+fn help_of(command: &str, head: &str) -> String {
     let help = Command::new(program())
-        .args(["endpoint", "--help"])
+        .args([command, "--help"])
         .output()
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
@@ -115,18 +115,30 @@ fn every_command_for_endpoints_is_in_the_readme_and_the_other_way_round() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|command| *command != "help")
         .collect();
-    let documented: BTreeSet<String> = table(&paper("README.md"), "command")
+    let documented: BTreeSet<String> = table(&paper("README.md"), head)
         .iter()
         .filter_map(|row| Some(code(&row[0]).first()?.split(' ').nth(1)?.to_owned()))
         .collect();
     let served: BTreeSet<String> = served.into_iter().map(str::to_owned).collect();
     assert_eq!(documented, served);
+    help
+}
+
+#[test]
+fn every_command_for_endpoints_is_in_the_readme_and_the_other_way_round() {
+    let help = help_of("endpoint", "command");
     for variable in ["RINGBACK_URL", "RINGBACK_API_KEY", "RINGBACK_PROVIDER_KEY"] {
         assert!(
             help.contains(variable) && paper("README.md").contains(variable),
             "{variable}"
         );
     }
+}
+
+#[test]
+fn every_command_for_organizations_is_in_the_readme_and_the_other_way_round() {
+    let help = help_of("org", "`org` command");
+    assert!(help.contains("RINGBACK_API_KEY") && help.contains("AWS_PROFILE"));
 }
 
 #[test]

@@ -235,6 +235,14 @@ async fn played(api: &Api, body: &Value) -> Value {
     ended(api, &created["id"]).await
 }
 
+/// Keeps an eval of one exact checkpoint, and plays it; gives the run as it is when it has ended.
+pub(crate) async fn one_eval(api: &Api, script: &Script) -> Value {
+    let eval = api.post(EVAL, &eval(&[user("Hello"), exact("Hi")])).await;
+    let agent = script.agent(&json!({"Hello": "Hi"}));
+    let body = json!({"type": "eval", "evalId": eval["id"], "target": target(&agent)});
+    played(api, &body).await
+}
+
 /// The verdicts on the judged messages of a run's only result, with their reasons.
 fn verdicts(run: &Value) -> Vec<(String, Option<String>)> {
     let messages = list(&run["results"][0]["messages"]);

@@ -25,6 +25,7 @@ mod lists;
 mod models;
 mod notices;
 mod openapi;
+mod orgs;
 mod paging;
 mod provider;
 mod providers;

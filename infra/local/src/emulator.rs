@@ -175,6 +175,22 @@ impl Emulator {
         self.dynamodb.clone()
     }
 
+    /// A client for the embedded DynamoDB as other programs have it, over HTTP. Unlike the others it can look through a whole
+    /// table, which the functions of the product never do.
+    #[must_use]
+    pub fn dynamodb_of_others(&self) -> aws_sdk_dynamodb::Client {
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static(REGION))
+            .endpoint_url(&self.dynamodb_endpoint)
+            // Any signature will do, but there has to be one.
+            .credentials_provider(aws_sdk_dynamodb::config::Credentials::new(
+                "local", "local", None, None, "local",
+            ))
+            .build();
+        aws_sdk_dynamodb::Client::from_conf(config)
+    }
+
     /// A client for the embedded SQS.
     #[must_use]
     pub fn sqs(&self) -> aws_sdk_sqs::Client {

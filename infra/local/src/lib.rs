@@ -19,5 +19,6 @@ pub mod emulator;
 pub mod endpoints;
 pub mod http;
 mod in_process;
+pub mod orgs;
 pub mod sample;
 pub mod serve;

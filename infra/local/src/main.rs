@@ -12,9 +12,15 @@ use clap::{Args, Parser, Subcommand};
 use ringback_local::{
     demo::{self, DemoOptions},
     endpoints::{self, Action},
+    orgs::{self, Stack},
     serve::{Local, Model, Options, WORKERS},
 };
-use ringback_shared::{config::Config, provider::is_url, telemetry::may_be_shown};
+use ringback_shared::{
+    clock::{Clock, SystemClock},
+    config::Config,
+    provider::is_url,
+    telemetry::may_be_shown,
+};
 use serde_json::{Map, Value};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, prelude::*};
 use uuid::Uuid;
@@ -38,6 +44,11 @@ const ENDPOINT_SECRETS: &str = "Environment:
   RINGBACK_PROVIDER_SECRET  for `create` and `add-secret`: what the provider signs its webhooks with; without it Ringback makes one,
                          where it may";
 
+const ORG_SECRETS: &str = "Environment:
+  AWS_PROFILE, AWS_REGION, AWS_ACCESS_KEY_ID, ...  the credentials and the region, as for every program of AWS
+  AWS_ENDPOINT_URL  where the services are, if not at AWS
+  RINGBACK_API_KEY  for `delete-key`: the API key to revoke, unless --sha256 names it";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the API on this machine, with everything behind it in this process.
@@ -49,6 +60,9 @@ enum Command {
     /// Make voice providers known to a server, and manage the secrets that their webhooks are signed with.
     #[command(after_help = ENDPOINT_SECRETS)]
     Endpoint(Endpoint),
+    /// Administer the organizations of a stack on AWS in its table, with your own credentials.
+    #[command(after_help = ORG_SECRETS)]
+    Org(Org),
     /// Print the description of the API, as OpenAPI 3.1 in JSON.
     Openapi,
 }
@@ -154,6 +168,73 @@ enum EndpointCommand {
     },
 }
 
+#[derive(Debug, Args)]
+struct Org {
+    #[command(subcommand)]
+    action: OrgCommand,
+}
+
+#[derive(Debug, Args)]
+struct Table {
+    /// The table: the stack's output `TableName`.
+    #[arg(long, value_name = "TABLE")]
+    table: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum OrgCommand {
+    /// Make an organization and its first API key. The answer is the only one that shows the key.
+    Create {
+        /// What to call it.
+        #[arg(value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        table: Table,
+    },
+    /// Show the organizations. This reads the whole table.
+    List {
+        #[command(flatten)]
+        table: Table,
+    },
+    /// Make a further API key. The answer is the only one that shows it.
+    AddKey {
+        /// The organization's id.
+        #[arg(value_name = "ORG_ID")]
+        org: Uuid,
+        /// What to call the key.
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        table: Table,
+    },
+    /// Revoke an API key at once: the one in RINGBACK_API_KEY, or the one that --sha256 names.
+    #[command(after_help = ORG_SECRETS)]
+    DeleteKey {
+        /// The key's SHA-256, in hexadecimal.
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+        #[command(flatten)]
+        table: Table,
+    },
+    /// Delete everything that is kept of an organization. Without --yes, show what there is. This reads the whole table.
+    Delete {
+        /// The organization's id.
+        #[arg(value_name = "ORG_ID")]
+        org: Uuid,
+        #[command(flatten)]
+        table: Table,
+        /// What the names of the stack's secrets begin with, `ringback/STACK`; without it secrets stay.
+        #[arg(long, value_name = "PREFIX")]
+        secrets_prefix: Option<String>,
+        /// Delete, and not only show.
+        #[arg(long)]
+        yes: bool,
+        /// Delete although runs are going on: what is at work on them may write rows that stay behind.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 /// A JSON object on the command line.
 fn object(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|error| format!("it must be a JSON object: {error}"))
@@ -236,7 +317,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_level = match cli.command {
         Command::Serve(_) => "info,dynoxide=error",
-        Command::Demo(_) | Command::Endpoint(_) | Command::Openapi => "error",
+        Command::Demo(_) | Command::Endpoint(_) | Command::Org(_) | Command::Openapi => "error",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
     let layer = tracing_subscriber::fmt::layer()
@@ -256,6 +337,7 @@ fn main() -> ExitCode {
                 Command::Serve(args) => serve(args).await,
                 Command::Demo(args) => run_demo(args).await,
                 Command::Endpoint(args) => endpoint(args).await,
+                Command::Org(args) => org(args.action).await,
                 Command::Openapi => openapi(),
             }
         });
@@ -360,6 +442,48 @@ async fn endpoint(args: Endpoint) -> Result<ExitCode, String> {
     io::stdout()
         .write_all(answer.as_bytes())
         .map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn org(command: OrgCommand) -> Result<ExitCode, String> {
+    let (action, table, prefix) = match command {
+        OrgCommand::Create { name, table } => (orgs::Action::Create(name), table, None),
+        OrgCommand::List { table } => (orgs::Action::List, table, None),
+        OrgCommand::AddKey { org, name, table } => (orgs::Action::AddKey { org, name }, table, None),
+        OrgCommand::DeleteKey { sha256, table } => {
+            let key = variable("RINGBACK_API_KEY");
+            let digest = orgs::key_digest(key.as_deref(), sha256.as_deref());
+            let digest = digest.map_err(|error| error.to_string())?.ok_or(
+                "there is no API key to revoke: set RINGBACK_API_KEY, or name the key by its SHA-256 with --sha256",
+            )?;
+            (orgs::Action::DeleteKey(digest), table, None)
+        }
+        OrgCommand::Delete {
+            org,
+            table,
+            secrets_prefix,
+            yes,
+            force,
+        } => (orgs::Action::Delete { org, yes, force }, table, secrets_prefix),
+    };
+    let stack = Stack::connect(&table.table, prefix.as_deref()).await;
+    let shows = matches!(action, orgs::Action::Delete { yes: false, .. });
+    let answer = orgs::run(&stack, action, SystemClock.now_ms()).await;
+    let answer = answer.map_err(|error| error.to_string())?;
+    io::stdout()
+        .write_all(format!("{answer:#}\n").as_bytes())
+        .map_err(|error| error.to_string())?;
+    if answer["found"] == false {
+        say("there is nothing of this organization in the table");
+    } else if shows {
+        say("nothing was deleted: say --yes to delete it");
+    }
+    if answer["secretsLeft"].is_array() {
+        say("secrets are left alone without --secrets-prefix");
+    }
+    if answer["deleted"] == false && answer.get("found").is_none() {
+        say("there is no such API key in the table");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -469,5 +593,46 @@ mod tests {
         ] {
             assert!(parse(args).is_err(), "{args:?}");
         }
+    }
+
+    #[test]
+    fn organizations_are_in_a_table_and_no_key_is_an_option() {
+        let id = Uuid::from_u128(7).to_string();
+        let digest = "ab".repeat(32);
+        let parse = |args: &[&str]| {
+            let whole = [&["ringback", "org"][..], args, &["--table", "t"]].concat();
+            Cli::try_parse_from(whole)
+        };
+        for args in [
+            &["create", "main"][..],
+            &["list"],
+            &["add-key", &id, "--name", "ci"],
+            &["delete-key"],
+            &["delete-key", "--sha256", &digest],
+            &["delete", &id],
+            &[
+                "delete",
+                &id,
+                "--secrets-prefix",
+                "ringback/stack",
+                "--yes",
+                "--force",
+            ],
+        ] {
+            assert!(parse(args).is_ok(), "{args:?}");
+        }
+        for args in [
+            &[][..],
+            &["create"],
+            &["add-key", &id],
+            &["add-key", "main", "--name", "ci"],
+            &["delete-key", "rb_1"],
+            &["delete-key", "--key", "rb_1"],
+            &["delete"],
+            &["delete", "main"],
+        ] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+        assert!(Cli::try_parse_from(["ringback", "org", "list"]).is_err());
     }
 }

@@ -655,7 +655,7 @@ fn stored_key(path: &Path) -> Result<String, StartError> {
 }
 
 /// 244 bits from the system's generator.
-fn random_key() -> String {
+pub(crate) fn random_key() -> String {
     format!(
         "rb_{}{}",
         uuid::Uuid::new_v4().simple(),

@@ -95,9 +95,12 @@ pub(super) fn event_rows(
     Ok((row, parts))
 }
 
+/// What the partitions of providers' calls begin with.
+pub(super) const CALL: &str = "CALL#";
+
 /// The place where events of a call wait whose item is not known yet. A provider's names are its own.
 fn call_pk(endpoint: Uuid, call_id: &str) -> String {
-    format!("CALL#{endpoint}#{call_id}")
+    format!("{CALL}{endpoint}#{call_id}")
 }
 
 /// The row that says whose call it is.
@@ -107,11 +110,19 @@ fn link_row(endpoint: Uuid, call_id: &str, at: ItemKey) -> Result<Row, StoreErro
 
 /// The place of a call by the id that users see: whatever provider carries it, the organization finds its item.
 fn shown_call_pk(org: Uuid, call: Uuid) -> String {
-    format!("ORG#{org}#call#{call}")
+    format!("{}{call}", shown_calls(org))
 }
 
+/// What the partitions of an organization's calls begin with.
+pub(super) fn shown_calls(org: Uuid) -> String {
+    format!("ORG#{org}#call#")
+}
+
+/// What the partition of an endpoint begins with.
+pub(super) const ENDPOINT: &str = "ENDPOINT#";
+
 fn endpoint_key(endpoint: Uuid) -> (String, &'static str) {
-    (format!("ENDPOINT#{endpoint}"), "ENDPOINT")
+    (format!("{ENDPOINT}{endpoint}"), "ENDPOINT")
 }
 
 /// The rows beside an endpoint's that count what was ignored, each by its kind.
@@ -127,12 +138,12 @@ struct EndpointRow {
 }
 
 /// The slots of an organization's calls.
-fn call_slots_pk(org: Uuid) -> String {
+pub(super) fn call_slots_pk(org: Uuid) -> String {
     format!("ORG#{org}#slots")
 }
 
 /// The slots of a run that has a cap of its own.
-fn run_slots_pk(run: Uuid) -> String {
+pub(super) fn run_slots_pk(run: Uuid) -> String {
     format!("RUN#{run}#slots")
 }
 
@@ -140,7 +151,7 @@ fn slot_sk(slot: u32) -> String {
     format!("SLOT#{slot:06}")
 }
 
-fn waiting_pk(org: Uuid) -> String {
+pub(super) fn waiting_pk(org: Uuid) -> String {
     format!("ORG#{org}#waiting")
 }
 

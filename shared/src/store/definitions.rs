@@ -33,6 +33,20 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Personality,
+        Self::Scenario,
+        Self::Simulation,
+        Self::Suite,
+        Self::Assistant,
+        Self::Squad,
+        Self::StructuredOutput,
+        Self::Endpoint,
+        Self::Eval,
+        Self::Schedule,
+    ];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Personality => "personality",

@@ -25,6 +25,8 @@
 //! | `CALL#{endpoint}#{call}` | `LINK`, `EVENT#{digest}` | whose call it is; what a provider said of it without saying whose it is |
 //! | `QUARANTINE#{day}` | message id | a message that can never succeed, with the reason |
 //!
+//! [`removal`] says what leads to each of them when an organization is deleted.
+//!
 //! The index `due` holds the rows to which something is owed, those that wait on a queue apart from the others, and schedules apart
 //! from both. Only `sweep` and `schedule` read it.
 //!
@@ -42,6 +44,7 @@ mod items;
 mod meter;
 mod orgs;
 mod quarantine;
+mod removal;
 mod runs;
 mod schedules;
 pub mod schema;
@@ -74,6 +77,7 @@ pub use self::{
     },
     meter::{Meter, Usage},
     orgs::{Org, OwnLimit, Principal, Revision},
+    removal::{Holding, Holdings},
     runs::{
         Basis, Created, ItemOrigin, Manifest, Names, NewFiring, NewItem, NewOrigin, NewRun, Receivers,
         RunHead, RunKey, RunKind, RunOrigin, RunOwed, RunState, Scheduled, SimulationRef, Snapshot,

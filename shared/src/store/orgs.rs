@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Condition, Store, StoreError, Write, WriteError, integer, items::DECISION_TRIES, key, number, read,
+    Condition, Row, Store, StoreError, Write, WriteError, integer, items::DECISION_TRIES, key, number, read,
     string, text, write,
 };
 
@@ -75,11 +75,31 @@ impl Org {
     }
 }
 
-fn org_pk(org: Uuid) -> String {
+pub(super) fn org_pk(org: Uuid) -> String {
     format!("ORG#{org}")
 }
 
-const ORG: &str = "ORG";
+/// The sort key of an organization's own row.
+pub(super) const ORG: &str = "ORG";
+/// What the partitions of API keys begin with.
+pub(super) const API_KEY: &str = "KEY#";
+
+fn api_key_pk(sha256: &str) -> String {
+    format!("{API_KEY}{sha256}")
+}
+
+/// The row of an API key.
+pub(super) fn api_key_row(org: Uuid, name: &str, sha256: &str) -> Row {
+    let mut row = key(&api_key_pk(sha256), "KEY");
+    row.insert("org".to_owned(), text(org.to_string()));
+    row.insert("name".to_owned(), text(name));
+    row
+}
+
+/// The partition of the number of changes of secrets.
+pub(super) fn revision_pk(name: &str) -> String {
+    format!("SECRET#{name}")
+}
 
 /// The condition that the settings have this version.
 fn at(version: u64) -> Condition {
@@ -163,10 +183,7 @@ impl Store {
     /// # Errors
     /// When the table cannot be written.
     pub async fn put_api_key(&self, org: Uuid, name: &str, sha256: &str) -> Result<(), StoreError> {
-        let mut row = key(&format!("KEY#{sha256}"), "KEY");
-        row.insert("org".to_owned(), text(org.to_string()));
-        row.insert("name".to_owned(), text(name));
-        Ok(self.put(row, None).await?)
+        Ok(self.put(api_key_row(org, name, sha256), None).await?)
     }
 
     /// Finds whose API key has this SHA-256 (lower-case hexadecimal).
@@ -176,7 +193,7 @@ impl Store {
     /// # Errors
     /// When the table cannot be read.
     pub async fn principal(&self, sha256: &str) -> Result<Option<Principal>, StoreError> {
-        let Some(row) = self.get(&format!("KEY#{sha256}"), "KEY").await? else {
+        let Some(row) = self.get(&api_key_pk(sha256), "KEY").await? else {
             return Ok(None);
         };
         let org = string(&row, "org")?
@@ -188,12 +205,20 @@ impl Store {
         }))
     }
 
+    /// Takes an API key away by its SHA-256 (lower-case hexadecimal). It is refused from then on: nobody keeps what a key stands for.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn delete_api_key(&self, sha256: &str) -> Result<(), StoreError> {
+        self.delete(&api_key_pk(sha256), "KEY").await
+    }
+
     /// How often the secrets that are kept under `name` were changed.
     ///
     /// # Errors
     /// When the table cannot be read.
     pub async fn revision(&self, name: &str) -> Result<Revision, StoreError> {
-        let Some(row) = self.get(&format!("SECRET#{name}"), "REVISION").await? else {
+        let Some(row) = self.get(&revision_pk(name), "REVISION").await? else {
             return Ok(Revision::default());
         };
         let version = integer(&row, "version").and_then(|version| u64::try_from(version).ok());
@@ -212,7 +237,7 @@ impl Store {
     /// [`StoreError::is_duplicate`] when somebody else took it; or when the table cannot be written.
     pub async fn claim_revision(&self, name: &str, read: Revision, now: i64) -> Result<u64, StoreError> {
         let next = read.number + 1;
-        let mut row = key(&format!("SECRET#{name}"), "REVISION");
+        let mut row = key(&revision_pk(name), "REVISION");
         row.insert("version".to_owned(), number(next));
         row.insert("at".to_owned(), number(now));
         let condition = if read.number == 0 {

@@ -5,6 +5,9 @@ use serde_json::Value;
 use super::{Range, Store, StoreError, assemble, document, text};
 use crate::clock::iso;
 
+/// What the partitions of the days begin with.
+pub(super) const QUARANTINE: &str = "QUARANTINE#";
+
 impl Store {
     /// Keeps a message with the reason why it can never succeed. `now` is in milliseconds since the Unix epoch.
     ///
@@ -20,7 +23,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let at = iso(now);
         let day = at.get(..10).unwrap_or_default();
-        let (mut head, parts) = document(&format!("QUARANTINE#{day}"), message_id, body);
+        let (mut head, parts) = document(&format!("{QUARANTINE}{day}"), message_id, body);
         head.insert("source".to_owned(), text(source));
         head.insert("reason".to_owned(), text(reason));
         head.insert("at".to_owned(), text(&at));
@@ -34,7 +37,7 @@ impl Store {
     /// When the table cannot be read.
     pub async fn quarantined(&self, day: &str) -> Result<Vec<Value>, StoreError> {
         let rows = self
-            .query(&format!("QUARANTINE#{day}"), Range::All, true, None)
+            .query(&format!("{QUARANTINE}{day}"), Range::All, true, None)
             .await?;
         let field = |row: &super::Row, name: &str| super::string(row, name).unwrap_or_default().to_owned();
         Ok(assemble(rows)?

@@ -38,7 +38,7 @@ const CREATION_BYTES: usize = 3_000_000;
 /// How long after a run's last progress `sweep` recounts it, in milliseconds.
 const RECOUNT_AFTER_MS: i64 = 300_000;
 /// How long after its deletion was asked for a run is taken away, in milliseconds: longer than any worker's claim.
-const DELETE_AFTER_MS: i64 = 240_000;
+pub(super) const DELETE_AFTER_MS: i64 = 240_000;
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -634,7 +634,7 @@ pub enum Created {
     Overtaken,
 }
 
-fn runs_pk(org: Uuid, kind: RunKind) -> String {
+pub(super) fn runs_pk(org: Uuid, kind: RunKind) -> String {
     format!("ORG#{org}{}", kind.suffix())
 }
 
@@ -683,6 +683,9 @@ fn snapshot_sk(simulation: u32) -> String {
 fn place(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
+
+/// How many items of a run are taken away at a time, and how many rows of each of them.
+const DELETED_AT_ONCE: usize = 4;
 
 /// How many rows of a run that was not created are taken away, and how many at a time.
 const FORGOTTEN: usize = 1000;
@@ -1180,10 +1183,14 @@ impl Store {
     /// # Errors
     /// When the table cannot be read or written.
     pub async fn delete_run(&self, head: &RunHead) -> Result<(), StoreError> {
-        for index in 0..head.expanded {
-            self.delete_partition(&detail_pk(ids::item_id(head.id, index)))
-                .await?;
-        }
+        stream::iter(0..head.expanded)
+            .map(|index| async move {
+                let pk = detail_pk(ids::item_id(head.id, index));
+                self.delete_partition(&pk).await
+            })
+            .buffer_unordered(DELETED_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
         for partition in 0..head.partitions() {
             self.delete_partition(&ItemKey::partition(head.id, partition))
                 .await?;
@@ -1209,14 +1216,15 @@ impl Store {
         }
     }
 
-    async fn delete_partition(&self, pk: &str) -> Result<(), StoreError> {
+    pub(super) async fn delete_partition(&self, pk: &str) -> Result<(), StoreError> {
         let rows = self
             .query_only(pk, super::Range::All, true, None, &["sk"])
             .await?;
-        for row in rows {
-            self.delete(pk, string(&row, "sk")?).await?;
-        }
-        Ok(())
+        stream::iter(rows)
+            .map(|row| async move { self.delete(pk, string(&row, "sk")?).await })
+            .buffer_unordered(DELETED_AT_ONCE)
+            .try_collect::<()>()
+            .await
     }
 
     /// Reads the head behind a key of the index, if the row is a run's.

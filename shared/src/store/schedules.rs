@@ -21,7 +21,7 @@ use crate::{
 
 /// What the partition of a schedule begins with.
 pub(super) const SCHEDULE: &str = "SCHEDULE#";
-const HEAD: &str = "HEAD";
+pub(super) const HEAD: &str = "HEAD";
 const FIRING: &str = "FIRING#";
 /// How long a firing is kept, in milliseconds: 400 days.
 pub(super) const KEPT_MS: i64 = 400 * 24 * 3_600_000;

@@ -10,7 +10,7 @@ const SHARDS: u32 = 16;
 /// The attribute that is added to.
 const MICROS: &str = "micros";
 
-fn spent_pk(org: Uuid) -> String {
+pub(super) fn spent_pk(org: Uuid) -> String {
     format!("ORG#{org}#spent")
 }
 
