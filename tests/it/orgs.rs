@@ -52,7 +52,7 @@ fn plain(value: &AttributeValue) -> Value {
 }
 
 async fn table(local: &Local) -> Table {
-    let client = local.emulator().dynamodb_of_others();
+    let client = local.emulator().dynamodb_of_others().unwrap();
     let mut all = Table::new();
     let mut start = None;
     loop {
@@ -92,7 +92,7 @@ async fn quiet(local: &Local) -> Table {
 fn stack(local: &Local) -> Stack {
     Stack {
         store: Store::new(
-            local.emulator().dynamodb_of_others(),
+            local.emulator().dynamodb_of_others().unwrap(),
             &local.context().config.table,
         ),
         secrets: Some(local.context().secrets.clone()),

@@ -5,7 +5,6 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     process::Command,
     sync::mpsc,
+    task::JoinSet,
 };
 
 use crate::{BoxError, measure::rounded};
@@ -111,6 +111,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 struct Simulator {
     address: String,
     asked: tokio::sync::Mutex<mpsc::UnboundedReceiver<Instant>>,
+    _server: JoinSet<()>,
 }
 
 impl Simulator {
@@ -118,11 +119,12 @@ impl Simulator {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let (asks, asked) = mpsc::unbounded_channel();
-        let asks = Arc::new(asks);
-        tokio::spawn(async move {
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let asks = Arc::clone(&asks);
-                tokio::spawn(async move {
+                let asks = asks.clone();
+                connections.spawn(async move {
                     // A process that is killed leaves half a connection.
                     let _gone = answer(stream, &asks).await;
                 });
@@ -131,6 +133,7 @@ impl Simulator {
         Ok(Self {
             address,
             asked: tokio::sync::Mutex::new(asked),
+            _server: server,
         })
     }
 
@@ -193,7 +196,7 @@ async fn answer(mut stream: TcpStream, asks: &mpsc::UnboundedSender<Instant>) ->
         let text = String::from_utf8_lossy(buffer.get(..head).unwrap_or_default()).to_ascii_lowercase();
         if text.contains("/runtime/invocation/next") {
             asks.send(Instant::now())?;
-            return Ok(std::future::pending::<()>().await);
+            std::future::pending::<()>().await;
         }
         let length = text
             .lines()
@@ -209,7 +212,9 @@ async fn answer(mut stream: TcpStream, asks: &mpsc::UnboundedSender<Instant>) ->
         }
         buffer.drain(..head + length);
         stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: 2\r\n\r\n{}")
+            .write_all(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: 2\r\n\r\n{}",
+            )
             .await?;
     }
 }

@@ -177,8 +177,10 @@ impl Emulator {
 
     /// A client for the embedded DynamoDB as other programs have it, over HTTP. Unlike the others it can look through a whole
     /// table, which the functions of the product never do.
-    #[must_use]
-    pub fn dynamodb_of_others(&self) -> aws_sdk_dynamodb::Client {
+    ///
+    /// # Errors
+    /// The HTTP client cannot be made.
+    pub fn dynamodb_of_others(&self) -> Result<aws_sdk_dynamodb::Client, reqwest::Error> {
         let config = aws_sdk_dynamodb::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::from_static(REGION))
@@ -187,8 +189,9 @@ impl Emulator {
             .credentials_provider(aws_sdk_dynamodb::config::Credentials::new(
                 "local", "local", None, None, "local",
             ))
+            .http_client(ringback_shared::aws::http_client()?)
             .build();
-        aws_sdk_dynamodb::Client::from_conf(config)
+        Ok(aws_sdk_dynamodb::Client::from_conf(config))
     }
 
     /// A client for the embedded SQS.

@@ -466,7 +466,9 @@ async fn org(command: OrgCommand) -> Result<ExitCode, String> {
             force,
         } => (orgs::Action::Delete { org, yes, force }, table, secrets_prefix),
     };
-    let stack = Stack::connect(&table.table, prefix.as_deref()).await;
+    let stack = Stack::connect(&table.table, prefix.as_deref())
+        .await
+        .map_err(|error| error.to_string())?;
     let shows = matches!(action, orgs::Action::Delete { yes: false, .. });
     let answer = orgs::run(&stack, action, SystemClock.now_ms()).await;
     let answer = answer.map_err(|error| error.to_string())?;

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use aws_config::BehaviorVersion;
 use ringback_shared::{
+    aws::http_client,
     ids,
     secrets::{EndpointSecrets, OrgHooks, SecretSet, Secrets, SecretsError, SecretsManager},
     store::{Holdings, Store, StoreError},
@@ -60,6 +61,9 @@ impl fmt::Debug for Action {
 /// Why it was not done. The texts hold no key.
 #[derive(Debug, thiserror::Error)]
 pub enum OrgError {
+    /// The HTTP client for AWS could not be made.
+    #[error("the HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
     /// A name is missing.
     #[error("the name must not be blank")]
     Blank,
@@ -103,13 +107,19 @@ pub struct Stack {
 impl Stack {
     /// The stack with the table `table`, by the credentials, the region and the endpoint that the environment or the profile names.
     /// The names of its secrets begin with `secrets_prefix`; without it they are left alone.
-    pub async fn connect(table: &str, secrets_prefix: Option<&str>) -> Self {
-        let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub async fn connect(table: &str, secrets_prefix: Option<&str>) -> Result<Self, OrgError> {
+        let aws = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http_client()?)
+            .load()
+            .await;
         let manager = |prefix| SecretsManager::new(aws_sdk_secretsmanager::Client::new(&aws), prefix);
-        Self {
+        Ok(Self {
             store: Store::new(aws_sdk_dynamodb::Client::new(&aws), table),
             secrets: secrets_prefix.map(|prefix| Secrets::new(Arc::new(manager(prefix)))),
-        }
+        })
     }
 }
 
