@@ -107,18 +107,22 @@ impl Resolve for PublicResolver {
     }
 }
 
-/// A client with what all of them have in common: HTTP/1.1, no redirects, no proxy, and TLS that reads nothing yet.
+/// The beginning of every HTTP client: one with this system's TLS, which reads nothing before the first connection.
+pub fn client() -> ClientBuilder {
+    match crate::tls::config() {
+        Ok(tls) => Client::builder().tls_backend_preconfigured(tls),
+        // It is no configuration, so the client cannot be built; which is an error and not a panic.
+        Err(error) => Client::builder().tls_backend_preconfigured(error),
+    }
+}
+
+/// A client for requests of functions: HTTP/1.1, no redirects, no proxy.
 pub(crate) fn builder() -> ClientBuilder {
-    let builder = Client::builder()
+    client()
         .http1_only()
         .no_proxy()
         .redirect(Policy::none())
-        .user_agent(concat!("ringback/", env!("CARGO_PKG_VERSION")));
-    match crate::tls::config() {
-        Ok(tls) => builder.tls_backend_preconfigured(tls),
-        // Then what comes with the client fails as well, and says why.
-        Err(_) => builder,
-    }
+        .user_agent(concat!("ringback/", env!("CARGO_PKG_VERSION")))
 }
 
 /// The HTTP clients, built once per process. HTTP/1.1, kept-alive connections, no redirects followed, no proxy.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use rustls_platform_verifier::Verifier;
@@ -81,7 +81,7 @@ impl ServerCertVerifier for WhenNeeded {
 /// # Errors
 /// The cryptographic library supports no version of TLS.
 pub(crate) fn config() -> Result<ClientConfig, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(ring::default_provider());
     let verifier = WhenNeeded {
         provider: Arc::clone(&provider),
         verifier: OnceLock::new(),

@@ -34,7 +34,7 @@ REGION = "us-east-1"
 # The emulator takes a key of twelve digits for the account.
 ACCOUNT = "123456789012"
 # What an archive may have, in bytes.
-LARGEST = 4_000_000
+LARGEST = 4_700_000
 # How many invocations of each function behind a queue may go on at once: each is a process.
 INVOCATIONS = 8
 

@@ -156,7 +156,7 @@ pub(crate) struct Carrier {
 
 impl Carrier {
     pub(crate) fn new(key: String) -> Self {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = ringback_shared::net::client().no_proxy().build().unwrap();
         Self {
             key,
             post: Mutex::new(Post {
@@ -581,7 +581,7 @@ pub(crate) async fn ask(
 ) -> (u16, Option<String>, Value) {
     // Without connections that outlive the test whose runtime they belong to.
     static HTTP: LazyLock<reqwest::Client> = LazyLock::new(|| {
-        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0);
+        let http = ringback_shared::net::client().no_proxy().pool_max_idle_per_host(0);
         http.build().unwrap()
     });
     let mut request = HTTP.request(method.parse().unwrap(), url).bearer_auth(key);

@@ -186,7 +186,7 @@ impl ProviderStandIn {
     pub(crate) async fn start_at(address: &str, base: Option<String>) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let base = base.unwrap_or_else(|| format!("http://{}", listener.local_addr().unwrap()));
-        let http = reqwest::Client::builder()
+        let http = ringback_shared::net::client()
             .no_proxy()
             .timeout(Duration::from_secs(60))
             .build()

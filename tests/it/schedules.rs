@@ -395,7 +395,7 @@ impl Worker {
             answered: AtomicUsize::new(0),
             invoked: AtomicUsize::new(0),
             table: emulator.dynamodb_endpoint().to_owned(),
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            http: ringback_shared::net::client().no_proxy().build().unwrap(),
         });
         let mut servers = JoinSet::new();
         let mut serve = async |router: axum::Router| {

@@ -39,7 +39,7 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(base: &str, key: &str) -> Self {
-        let http = reqwest::Client::builder()
+        let http = ringback_shared::net::client()
             .no_proxy()
             .timeout(Duration::from_secs(300))
             .build()

@@ -113,7 +113,7 @@ pub(crate) async fn start(
 }
 
 async fn measure(args: &CaseArgs, local: &Local) -> Result<CaseOutcome, BoxError> {
-    let api = Api::new(local);
+    let api = Api::new(local)?;
     let personality = api.create("personality", &workload::personality()).await?;
     let scenario = api.create("scenario", &workload::scenario()).await?;
     let run = workload::run(args.conversations, &scenario, &personality, &args.model_server);
@@ -230,11 +230,11 @@ pub(crate) struct Api<'a> {
 }
 
 impl<'a> Api<'a> {
-    pub(crate) fn new(local: &'a Local) -> Self {
-        Self {
-            client: reqwest::Client::new(),
+    pub(crate) fn new(local: &'a Local) -> Result<Self, reqwest::Error> {
+        Ok(Self {
+            client: ringback_shared::net::client().build()?,
             local,
-        }
+        })
     }
 
     fn url(&self, path: &str) -> String {

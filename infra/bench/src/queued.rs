@@ -96,7 +96,7 @@ pub(crate) async fn run(args: QueuedArgs) -> Result<bool, BoxError> {
 }
 
 async fn measure(args: &QueuedArgs, local: &Local) -> Result<QueuedOutcome, BoxError> {
-    let api = Api::new(local);
+    let api = Api::new(local)?;
     let personality = api.create("personality", &workload::brief_personality()).await?;
     let scenario = api.create("scenario", &workload::brief_scenario()).await?;
     let body = workload::brief_run(args.items, args.cap, &scenario, &personality, &args.model_server);

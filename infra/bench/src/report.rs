@@ -26,6 +26,13 @@ const OTHER_ROWS_PER_ITEM: f64 = 8.0;
 /// The most connections to the model server: one for each conversation and each judge that may be under way.
 const CONNECTIONS: u64 = WORKERS as u64 + 40;
 
+/// The operating notes, which say what an item costs.
+const NOTES: &str = include_str!("../../README.md");
+/// How far what is counted may be from what the notes say, as a part of it.
+const TOLERANCE: f64 = 0.15;
+/// From how many conversations on the counts of one are what the notes say: a run's own rows are spread over them.
+const MANY: u32 = 100;
+
 /// The sizes that are taken if none are given.
 const SIZES: [u32; 3] = [50, 200, 1000];
 
@@ -398,7 +405,13 @@ fn ratios(cases: &[Case], store: Store, floor: &Floor) -> Option<Ratios> {
     })
 }
 
-/// What is above its budget.
+/// The number that the notes have in the row that begins with `what`.
+fn noted(what: &str) -> Option<f64> {
+    let row = NOTES.lines().find_map(|line| line.strip_prefix(&format!("| {what} | ")))?;
+    row.split_whitespace().next()?.parse().ok()
+}
+
+/// What is above its budget, or is not what the operating notes say.
 fn faults(case: &Case) -> Vec<String> {
     let at = format!(
         "{} store, {} conversations",
@@ -426,6 +439,19 @@ fn faults(case: &Case) -> Vec<String> {
         rows <= OTHER_ROWS_PER_ITEM,
         format!("{rows} rows for an item besides; {OTHER_ROWS_PER_ITEM} are allowed"),
     );
+    if case.conversations >= MANY {
+        let counted = &case.per_conversation;
+        for (what, count) in [
+            ("write units of the table", counted.table_write_units),
+            ("read units of the table", counted.table_read_units),
+        ] {
+            let noted = noted(what).unwrap_or(f64::NAN);
+            check(
+                (count - noted).abs() <= noted * TOLERANCE,
+                format!("{count} {what} for an item; infra/README.md says {noted}"),
+            );
+        }
+    }
     let connections = case.model_connections;
     check(
         connections <= CONNECTIONS,
@@ -466,6 +492,18 @@ mod tests {
         assert!(faults(&case(1.1, 8.0, 9.0))[0].contains("1.1 rows for a model's reply"));
         assert!(faults(&case(1.0, 8.1, 9.0))[0].contains("8.1 rows for an item"));
         assert!(faults(&case(1.0, 8.0, 9.05))[0].contains("9.05 model calls"));
+    }
+
+    #[test]
+    fn what_the_notes_say_of_the_costs_is_checked() {
+        let mut many = case(1.0, 8.0, 9.0);
+        many.conversations = MANY;
+        let noted = |what| noted(what).unwrap();
+        many.per_conversation.table_write_units = noted("write units of the table");
+        many.per_conversation.table_read_units = noted("read units of the table");
+        assert_eq!(faults(&many), Vec::<String>::new());
+        many.per_conversation.table_write_units *= 1.2;
+        assert!(faults(&many)[0].contains("write units of the table for an item; infra/README.md says"));
     }
 
     #[test]

@@ -614,7 +614,7 @@ struct Api {
 
 impl Api {
     fn new(local: &Local) -> Result<Self, DemoError> {
-        let client = reqwest::Client::builder()
+        let client = ringback_shared::net::client()
             .timeout(Duration::from_secs(30))
             .build()
             .map_err(failed)?;
@@ -985,7 +985,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, sample::router()).await });
-        let client = reqwest::Client::new();
+        let client = ringback_shared::net::client().build().unwrap();
         let complete = |path: &'static str, body: Value| {
             let request = client
                 .post(format!("{url}/{path}/v1/chat/completions"))

@@ -1016,7 +1016,7 @@ pub(crate) mod tests {
         put(&emulator.dynamodb(), "a").await;
         emulator.create_queue("work", VISIBILITY).await.unwrap();
         let ask = async |endpoint: &str, target: &str, body: &'static str| {
-            reqwest::Client::new()
+            ringback_shared::net::client().build().unwrap()
                 .post(endpoint)
                 .header("content-type", "application/x-amz-json-1.0")
                 .header("x-amz-target", target)

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, net::IpAddr, path::Path, time::Duration};
 
-use reqwest::{Client, Method, Url, redirect::Policy};
+use reqwest::{Method, Url, redirect::Policy};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -193,7 +193,7 @@ pub async fn run(server: &str, api_key: &str, action: Action) -> Result<String, 
         reason: reason(error),
     };
     // Followed to another place, the key would go there.
-    let mut client = Client::builder().redirect(Policy::none()).timeout(TIMEOUT);
+    let mut client = ringback_shared::net::client().redirect(Policy::none()).timeout(TIMEOUT);
     if is_loopback(&url) {
         client = client.no_proxy();
     }

@@ -403,7 +403,7 @@ mod tests {
             Arc::new(SystemClock),
             stop,
         ));
-        let client = reqwest::Client::new();
+        let client = ringback_shared::net::client().build().unwrap();
         let health = client.get(format!("{base}/health")).send().await.unwrap();
         assert_eq!(health.status(), 200);
         assert_eq!(health.text().await.unwrap(), r#"{"status":"ok"}"#);

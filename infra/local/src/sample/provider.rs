@@ -115,7 +115,7 @@ impl Clients {
     fn new() -> Result<Self, reqwest::Error> {
         Ok(Self {
             models: ModelClient::new(Outbound::new(true)?),
-            hooks: reqwest::Client::builder()
+            hooks: ringback_shared::net::client()
                 .no_proxy()
                 .timeout(HOOK_TIMEOUT)
                 .build()?,
@@ -813,7 +813,7 @@ mod tests {
             .merge(provider.router())
             .route("/hooks", hook);
         let server = tokio::spawn(async move { axum::serve(listener, router).await });
-        let client = reqwest::Client::new();
+        let client = ringback_shared::net::client().build().unwrap();
         let mut body = body();
         body["webhooks"] =
             json!({"callStarted": format!("{url}/hooks"), "callEnded": format!("{url}/hooks")});
