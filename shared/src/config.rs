@@ -55,6 +55,9 @@ pub struct Cloud {
     pub region: String,
     /// Where all of AWS's services are, if not where they always are: an emulator. Read from `AWS_ENDPOINT_URL`.
     pub endpoint: Option<String>,
+    /// Whether the process is started ahead of its first event, and not because somebody waits. Read from
+    /// `AWS_LAMBDA_INITIALIZATION_TYPE`.
+    pub ahead: bool,
 }
 
 impl Cloud {
@@ -66,6 +69,7 @@ impl Cloud {
         Ok(Self {
             region: required(&environment, "AWS_REGION")?,
             endpoint: environment("AWS_ENDPOINT_URL").filter(|url| !url.is_empty()),
+            ahead: environment("AWS_LAMBDA_INITIALIZATION_TYPE").is_some_and(|kind| kind != "on-demand"),
         })
     }
 }

@@ -73,6 +73,8 @@ pub struct Context {
     /// What is measured.
     pub metrics: Metrics,
     snapshots: Arc<Snapshots>,
+    /// Whether nobody waits yet.
+    ahead: bool,
 }
 
 /// What an item works from, shared by the items of its simulation.
@@ -200,6 +202,7 @@ impl Context {
             clock,
             config: Arc::new(config),
             metrics,
+            ahead: false,
             snapshots: Arc::new(Snapshots {
                 briefings: Cache::new(KEPT_BRIEFINGS),
                 shared: Cache::new(KEPT_BRIEFINGS),
@@ -214,17 +217,32 @@ impl Context {
     /// When a variable is missing or the HTTP client cannot be made.
     pub fn from_env() -> Result<Self, ContextError> {
         let config = Config::from_env()?;
-        let aws = aws::config(&Cloud::from_env()?)?;
+        let cloud = Cloud::from_env()?;
+        let aws = aws::config(&cloud)?;
         let secrets = aws_sdk_secretsmanager::Client::new(&aws);
         let secrets = SecretsManager::new(secrets, &config.secrets_prefix);
-        Self::new(Parts {
+        let context = Self::new(Parts {
             dynamodb: aws_sdk_dynamodb::Client::new(&aws),
             sqs: aws_sdk_sqs::Client::new(&aws),
             metrics: Metrics::to_output(&config.stack),
             config,
             clock: Arc::new(SystemClock),
             secrets: Secrets::new(Arc::new(secrets)),
+        })?;
+        Ok(Self {
+            ahead: cloud.ahead,
+            ..context
         })
+    }
+
+    /// Where the process was started ahead of its first event: one bounded read, so that the event finds the connection and its TLS
+    /// session made. What comes of it does not matter. Where somebody waits already it would only come first: they wait for the
+    /// connection either way.
+    pub async fn warm_up(&self) {
+        if self.ahead {
+            let read = self.store.principal("warm-up");
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(800), read).await;
+        }
     }
 
     /// The same context, for a function that receives from the queue with these dead letters. On Lambda each function is told its own.
@@ -232,13 +250,6 @@ impl Context {
     pub fn with_dead_letters(mut self, url: &str) -> Self {
         self.queues = self.queues.with_dead_letters(url);
         self
-    }
-
-    /// One bounded read, so that the first invocation finds the connection and its TLS session made. What comes of it does
-    /// not matter.
-    pub async fn warm_up(&self) {
-        let read = self.store.principal("warm-up");
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(800), read).await;
     }
 
     /// Does the work of an invocation. However it ends, what was measured is written then.

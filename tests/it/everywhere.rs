@@ -156,6 +156,13 @@ impl Place {
         }
     }
 
+    /// What is at `path` now, if there is an answer: while everything is replaced, the function that answers is as well.
+    async fn now(&self, path: &str) -> Option<Value> {
+        let answer = self.api.request(Method::GET, path).send().await.ok()?;
+        let answer = answer.error_for_status().ok()?;
+        answer.json().await.ok()
+    }
+
     /// The bodies of the messages in the dead-letter queue that nobody looks at now, with their reasons.
     async fn dead_letters(&self) -> Vec<(String, String)> {
         let received = self
@@ -335,10 +342,7 @@ async fn a_replacement(place: &mut Place) {
     let mut replaced = 0_u32;
     for quarter in 1..=3 {
         let far = until("a part of the batch", STEP, async || {
-            // While everything is replaced, an answer may fail to come.
-            let answer = place.api.request(Method::GET, &path).send().await.ok()?;
-            let now: Value = answer.json().await.ok()?;
-            let [total, passed, ..] = counts(&now);
+            let [total, passed, ..] = counts(&place.now(&path).await?);
             (passed * 4 >= total * quarter).then_some((passed, total))
         })
         .await;
@@ -353,8 +357,7 @@ async fn a_replacement(place: &mut Place) {
         "the batch was over before anything could be replaced"
     );
     let done = until("the run to end", STEP, async || {
-        let answer = place.api.request(Method::GET, &path).send().await.ok()?;
-        let run: Value = answer.json().await.ok()?;
+        let run = place.now(&path).await?;
         (run["status"] == "ended").then_some(run)
     })
     .await;
