@@ -33,8 +33,9 @@ STACK = "ringback"
 REGION = "us-east-1"
 # The emulator takes a key of twelve digits for the account.
 ACCOUNT = "123456789012"
-# What an archive may have, in bytes.
-LARGEST = 4_700_000
+# What an archive may have, in bytes: 4 MB, and of api more, which is to come down to that as well.
+LARGEST = 4_000_000
+LARGER = {"api": 4_400_000}
 # How many invocations of each function behind a queue may go on at once: each is a process.
 INVOCATIONS = 8
 
@@ -95,10 +96,10 @@ def check_sizes(zips):
     for archive in sorted(zips.glob("*/bootstrap.zip")):
         size = archive.stat().st_size
         print(f"{archive.parent.name:>14} {size:>10,} bytes")
-        if size > LARGEST:
+        if size > LARGER.get(archive.parent.name, LARGEST):
             too_large.append(archive.parent.name)
     if too_large:
-        sys.exit(f"larger than {LARGEST:,} bytes: {', '.join(too_large)}")
+        sys.exit(f"larger than they may be: {', '.join(too_large)}")
 
 
 def template_for(zips, folder):

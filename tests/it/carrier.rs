@@ -581,7 +581,9 @@ pub(crate) async fn ask(
 ) -> (u16, Option<String>, Value) {
     // Without connections that outlive the test whose runtime they belong to.
     static HTTP: LazyLock<reqwest::Client> = LazyLock::new(|| {
-        let http = ringback_shared::net::client().no_proxy().pool_max_idle_per_host(0);
+        let http = ringback_shared::net::client()
+            .no_proxy()
+            .pool_max_idle_per_host(0);
         http.build().unwrap()
     });
     let mut request = HTTP.request(method.parse().unwrap(), url).bearer_auth(key);

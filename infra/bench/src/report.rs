@@ -407,7 +407,9 @@ fn ratios(cases: &[Case], store: Store, floor: &Floor) -> Option<Ratios> {
 
 /// The number that the notes have in the row that begins with `what`.
 fn noted(what: &str) -> Option<f64> {
-    let row = NOTES.lines().find_map(|line| line.strip_prefix(&format!("| {what} | ")))?;
+    let row = NOTES
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("| {what} | ")))?;
     row.split_whitespace().next()?.parse().ok()
 }
 

@@ -193,7 +193,9 @@ pub async fn run(server: &str, api_key: &str, action: Action) -> Result<String, 
         reason: reason(error),
     };
     // Followed to another place, the key would go there.
-    let mut client = ringback_shared::net::client().redirect(Policy::none()).timeout(TIMEOUT);
+    let mut client = ringback_shared::net::client()
+        .redirect(Policy::none())
+        .timeout(TIMEOUT);
     if is_loopback(&url) {
         client = client.no_proxy();
     }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use ring::signature::{ED25519, UnparsedPublicKey};
 use hmac::{Hmac, KeyInit, Mac};
+use ring::signature::{ED25519, UnparsedPublicKey};
 use serde::de::DeserializeOwned;
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
