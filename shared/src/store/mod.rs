@@ -25,7 +25,7 @@
 //! | `CALL#{endpoint}#{call}` | `LINK`, `EVENT#{digest}` | whose call it is; what a provider said of it without saying whose it is |
 //! | `QUARANTINE#{day}` | message id | a message that can never succeed, with the reason |
 //!
-//! [`removal`] says what leads to each of them when an organization is deleted.
+//! `removal` says what leads to each of them when an organization is deleted.
 //!
 //! The index `due` holds the rows to which something is owed, those that wait on a queue apart from the others, and schedules apart
 //! from both. Only `sweep` and `schedule` read it.
