@@ -108,6 +108,7 @@ impl Resolve for PublicResolver {
 }
 
 /// The beginning of every HTTP client: one with this system's TLS, which reads nothing before the first connection.
+#[expect(clippy::disallowed_methods, reason = "the one place where clients begin")]
 pub fn client() -> ClientBuilder {
     match crate::tls::config() {
         Ok(tls) => Client::builder().tls_backend_preconfigured(tls),

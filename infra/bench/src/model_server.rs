@@ -233,7 +233,9 @@ impl ModelServer {
 
     /// What it was asked so far, by others than this process.
     pub(crate) async fn stats(&self) -> Result<Stats, BoxError> {
-        let text = reqwest::get(format!("{}/stats", self.url)).await?.text().await?;
+        let client = ringback_shared::net::client().build()?;
+        let answer = client.get(format!("{}/stats", self.url)).send().await?;
+        let text = answer.text().await?;
         let stats: Stats = serde_json::from_str(&text)?;
         Ok(Stats {
             connections: stats.connections.saturating_sub(1),

@@ -678,7 +678,10 @@ mod tests {
     async fn starts_answers_and_stops_and_the_folder_is_for_one() {
         let folder = tempfile::tempdir().unwrap();
         let local = Local::start(in_folder(folder.path())).await.unwrap();
-        let health = reqwest::get(format!("{}/health", local.base_url()))
+        let client = ringback_shared::net::client().build().unwrap();
+        let health = client
+            .get(format!("{}/health", local.base_url()))
+            .send()
             .await
             .unwrap();
         assert_eq!(health.status(), 200);
