@@ -11,11 +11,10 @@ use aws_config::{
 use aws_sdk_dynamodb::config::{SharedCredentialsProvider, SharedHttpClient};
 use aws_smithy_runtime_api::{
     client::{
-        http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
+        http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
         orchestrator::{HttpRequest, HttpResponse},
         result::ConnectorError,
         retries::ErrorKind,
-        runtime_components::RuntimeComponents,
     },
     http::StatusCode,
 };
@@ -27,33 +26,26 @@ use crate::config::Cloud;
 #[derive(Debug, Clone)]
 struct Connector(Client);
 
-impl HttpClient for Connector {
-    fn http_connector(
-        &self,
-        _settings: &HttpConnectorSettings,
-        _components: &RuntimeComponents,
-    ) -> SharedHttpConnector {
-        // The time for an attempt is the SDK's to watch over; the time to connect is the client's.
-        SharedHttpConnector::new(self.clone())
-    }
-}
-
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let client = self.0.clone();
         HttpConnectorFuture::new(async move {
             let request = request
                 .try_into_http1x()
-                .map_err(|error| ConnectorError::user(error.into()))?
-                .map(|body| body.bytes().unwrap_or_default().to_vec());
-            let request =
-                reqwest::Request::try_from(request).map_err(|error| ConnectorError::user(error.into()))?;
+                .map_err(|error| ConnectorError::user(error.into()))?;
+            let (head, body) = request.into_parts();
+            let body = body
+                .bytes()
+                .ok_or_else(|| ConnectorError::user("a body that is a stream cannot be sent".into()))?
+                .to_vec();
+            let request = reqwest::Request::try_from(http::Request::from_parts(head, body))
+                .map_err(|error| ConnectorError::user(error.into()))?;
             let answer = client.execute(request).await.map_err(failed)?;
             let status = StatusCode::try_from(answer.status().as_u16())
                 .map_err(|error| ConnectorError::other(error.into(), None))?;
             let headers = answer.headers().clone();
             let body = answer.bytes().await.map_err(failed)?;
-            let mut response = HttpResponse::new(status, body.to_vec().into());
+            let mut response = HttpResponse::new(status, body.into());
             for (name, value) in &headers {
                 // What is no text is no header of AWS's.
                 if let Ok(value) = value.to_str() {
@@ -89,7 +81,9 @@ pub fn http_client() -> Result<SharedHttpClient, reqwest::Error> {
     let client = crate::net::builder()
         .connect_timeout(Duration::from_secs(1))
         .build()?;
-    Ok(SharedHttpClient::new(Connector(client)))
+    let connector = SharedHttpConnector::new(Connector(client));
+    // The time for an attempt is the SDK's to watch over; the time to connect is the client's.
+    Ok(http_client_fn(move |_, _| connector.clone()))
 }
 
 /// The SDK's configuration for a function: its role's credentials, short time limits.

@@ -130,7 +130,7 @@ def deploy(sam, template, endpoint, models):
     }
     done = subprocess.run(
         [sam, "deploy", "--template-file", template, "--stack-name", STACK, "--resolve-s3", "--no-progressbar"]
-        + ["--capabilities", "CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND", "--no-confirm-changeset"]
+        + ["--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"]
         + ["--parameter-overrides", *(f"{name}={value}" for name, value in parameters.items())],
         cwd=template.parent,
         env={**os.environ, **aws_environment(endpoint)},

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, path::Path, process::Command};
 
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
-    server::{local, local_with, program},
+    server::{finished, local, local_with, program},
     stand_in::StandIn,
 };
 
@@ -184,14 +184,7 @@ async fn the_commands_for_endpoints_do_what_they_say() {
             .args(["--server", &api.base])
             .env("RINGBACK_API_KEY", api.key.as_deref().unwrap())
             .env("RINGBACK_PROVIDER_KEY", "the-providers-key");
-        async move {
-            let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-                .await
-                .unwrap();
-            let stderr = String::from_utf8(output.stderr).unwrap();
-            let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            (output.status.success(), shown, stderr)
-        }
+        finished(command)
     };
     let url = "https://calls.example.com/v1";
     let (done, made, _) = run(&["create", "--url", url, "--name", "Bridge"]).await;

@@ -32,7 +32,7 @@ use crate::{
     hooks::{ENDED, HookReceiver, hook, settled},
     provider::{Auto, ProviderStandIn, Tamper},
     schedules::{SCHEDULE, of_run},
-    server::{Api, local, local_with, program, until},
+    server::{Api, finished, local, local_with, program, until},
     stand_in::StandIn,
 };
 
@@ -395,14 +395,7 @@ async fn the_command_administers_a_table_that_is_elsewhere() {
         if let Some(key) = key {
             command.env("RINGBACK_API_KEY", key);
         }
-        async move {
-            let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-                .await
-                .unwrap();
-            let stderr = String::from_utf8(output.stderr).unwrap();
-            let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            (output.status.success(), shown, stderr)
-        }
+        finished(command)
     };
     let allowed = async |key: &str| {
         let api = Api {

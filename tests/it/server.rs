@@ -157,6 +157,16 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
+/// Runs a command of the program to its end: whether it succeeded, the JSON on its standard output, and what it said.
+pub(crate) async fn finished(mut command: Command) -> (bool, Value, String) {
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let shown = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.success(), shown, said)
+}
+
 /// The program, serving.
 pub(crate) struct Server {
     pub(crate) api: Api,

@@ -58,7 +58,7 @@ struct Startup {
 /// Measures the functions in `folder`, where `hello` is as well, and prints what they take. Gives `false` when `check` is on and one of
 /// them takes too long.
 pub(crate) async fn run(folder: &Path, check: bool) -> Result<bool, BoxError> {
-    let simulator = Simulator::start().await?;
+    let mut simulator = Simulator::start().await?;
     let hello = binary(folder, "hello")?;
     let mut measured = Vec::new();
     for function in FUNCTIONS {
@@ -110,7 +110,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 /// The Runtime API, as far as a function's start goes, and the table.
 struct Simulator {
     address: String,
-    asked: tokio::sync::Mutex<mpsc::UnboundedReceiver<Instant>>,
+    asked: mpsc::UnboundedReceiver<Instant>,
     _server: JoinSet<()>,
 }
 
@@ -132,15 +132,14 @@ impl Simulator {
         });
         Ok(Self {
             address,
-            asked: tokio::sync::Mutex::new(asked),
+            asked,
             _server: server,
         })
     }
 
     /// Starts a process, and stops it when it asks for an event. Gives the seconds until then.
-    async fn start_once(&self, path: &Path) -> Result<f64, BoxError> {
-        let mut asked = self.asked.lock().await;
-        while asked.try_recv().is_ok() {}
+    async fn start_once(&mut self, path: &Path) -> Result<f64, BoxError> {
+        while self.asked.try_recv().is_ok() {}
         let mut command = Command::new(path);
         command
             .env_clear()
@@ -167,7 +166,7 @@ impl Simulator {
         let began = Instant::now();
         let mut child = command.spawn()?;
         let ready = tokio::select! {
-            ready = tokio::time::timeout(LONGEST, asked.recv()) => ready,
+            ready = tokio::time::timeout(LONGEST, self.asked.recv()) => ready,
             ended = child.wait() => return Err(format!("{} ended by itself: {}", path.display(), ended?).into()),
         };
         let ready = ready

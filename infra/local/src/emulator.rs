@@ -32,7 +32,7 @@ use winterbaume_sqs::SqsService;
 
 use crate::{
     drivers::with_causes,
-    in_process::{ToQueues, ToTable},
+    in_process::{ToQueues, ToTable, by},
 };
 
 /// The region that the emulators answer for.
@@ -709,7 +709,7 @@ fn dynamodb_client(endpoint: &str, way: ToTable) -> aws_sdk_dynamodb::Client {
         .region(Region::from_static(REGION))
         .endpoint_url(endpoint)
         .allow_no_auth()
-        .http_client(way)
+        .http_client(by(way))
         // What lives in this process answers or is gone with it: nothing to wait out and nothing to repeat.
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())
@@ -724,7 +724,7 @@ fn sqs_client(endpoint: &str, way: ToQueues) -> aws_sdk_sqs::Client {
         .region(Region::from_static(REGION))
         .endpoint_url(endpoint)
         .allow_no_auth()
-        .http_client(way)
+        .http_client(by(way))
         // What lives in this process answers or is gone with it: nothing to wait out and nothing to repeat.
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())

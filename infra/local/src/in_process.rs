@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use aws_smithy_runtime_api::{
     client::{
-        http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
+        http::{HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn},
         orchestrator::{HttpRequest, HttpResponse},
         result::ConnectorError,
-        runtime_components::RuntimeComponents,
     },
     http::StatusCode,
 };
@@ -31,22 +30,11 @@ pub(crate) struct ToTable {
 #[derive(Debug, Clone)]
 pub(crate) struct ToQueues(pub(crate) Arc<Queues>);
 
-/// What every SDK asks for: one connector, whatever the settings.
-macro_rules! is_a_client {
-    ($connector:ty) => {
-        impl HttpClient for $connector {
-            fn http_connector(
-                &self,
-                _settings: &HttpConnectorSettings,
-                _components: &RuntimeComponents,
-            ) -> SharedHttpConnector {
-                SharedHttpConnector::new(self.clone())
-            }
-        }
-    };
+/// An HTTP client of the SDK that goes this way.
+pub(crate) fn by(way: impl HttpConnector + 'static) -> SharedHttpClient {
+    let way = SharedHttpConnector::new(way);
+    http_client_fn(move |_, _| way.clone())
 }
-is_a_client!(ToTable);
-is_a_client!(ToQueues);
 
 /// The operation that a request's target names.
 fn operation(request: &HttpRequest) -> String {

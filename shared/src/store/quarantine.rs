@@ -1,4 +1,5 @@
-//! Messages that can never succeed: kept with the reason, so that nothing is lost and nobody retries them for ever.
+//! What others sent and nobody can read, such as webhooks: kept with the reason, so that nothing is lost. Poison on a queue is in that
+//! queue's dead-letter queue instead.
 
 use serde_json::Value;
 
