@@ -337,7 +337,7 @@ async fn a_deleted_organization_leaves_nothing_and_the_others_are_untouched() {
         if let Some(deleted) = interrupted(work, polls).await {
             break deleted.unwrap();
         }
-        polls += polls / 10;
+        polls += polls / 5;
         let rows = table(&local).await.len();
         breaks += usize::from(rows < left);
         left = rows;
