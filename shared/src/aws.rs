@@ -2,7 +2,10 @@
 //! same HTTP client as all others. The SDK's own loader and HTTP client would look for credentials in a dozen places that a
 //! function does not have, and bring HTTP/2: a tenth of each function's size, and time before it is ready.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider,
@@ -21,6 +24,15 @@ use aws_smithy_runtime_api::{
 use reqwest::Client;
 
 use crate::config::Cloud;
+
+/// A client of a service, made with the first request: for each client the SDK reads its list of the world's regions, which takes
+/// longer than all else that a function does before it is ready, and most functions use one service or two.
+pub(crate) type Lazy<C> = Arc<LazyLock<C, Box<dyn FnOnce() -> C + Send>>>;
+
+/// A client that `make` makes.
+pub(crate) fn lazy<C>(make: impl FnOnce() -> C + Send + 'static) -> Lazy<C> {
+    Arc::new(LazyLock::new(Box::new(make)))
+}
 
 /// The SDK's requests through an HTTP client that is there anyway.
 #[derive(Debug, Clone)]

@@ -28,10 +28,10 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What a context is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// The client of the table's service.
-    pub dynamodb: aws_sdk_dynamodb::Client,
-    /// The client of the queues' service.
-    pub sqs: aws_sdk_sqs::Client,
+    /// How the table's service is reached.
+    pub dynamodb: aws_sdk_dynamodb::Config,
+    /// How the queues' service is reached.
+    pub sqs: aws_sdk_sqs::Config,
     /// The configuration.
     pub config: Config,
     /// The time.
@@ -49,7 +49,7 @@ pub enum ContextError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The HTTP client could not be made.
-    #[error("the HTTP client for models: {0}")]
+    #[error("the HTTP client for AWS: {0}")]
     Http(#[from] reqwest::Error),
 }
 
@@ -171,10 +171,8 @@ struct Snapshots {
 
 impl Context {
     /// A context of these parts.
-    ///
-    /// # Errors
-    /// When the HTTP client cannot be made.
-    pub fn new(parts: Parts) -> Result<Self, ContextError> {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
         let Parts {
             dynamodb,
             sqs,
@@ -183,7 +181,7 @@ impl Context {
             secrets,
             metrics,
         } = parts;
-        let outbound = Outbound::new(config.models.allow_private_targets)?;
+        let outbound = Outbound::new(config.models.allow_private_targets);
         let mut queues = Queues::new(
             sqs,
             &config.run_items_queue_url,
@@ -193,7 +191,7 @@ impl Context {
         if let Some(url) = &config.dead_letters_queue_url {
             queues = queues.with_dead_letters(url);
         }
-        Ok(Self {
+        Self {
             store: Store::new(dynamodb, &config.table),
             queues,
             models: ModelClient::new(outbound.clone()),
@@ -208,7 +206,7 @@ impl Context {
                 shared: Cache::new(KEPT_BRIEFINGS),
                 targets: Cache::new(KEPT_TARGETS),
             }),
-        })
+        }
     }
 
     /// The context of a Lambda function: configuration from the environment, clients with short time limits.
@@ -219,16 +217,15 @@ impl Context {
         let config = Config::from_env()?;
         let cloud = Cloud::from_env()?;
         let aws = aws::config(&cloud)?;
-        let secrets = aws_sdk_secretsmanager::Client::new(&aws);
-        let secrets = SecretsManager::new(secrets, &config.secrets_prefix);
+        let secrets = SecretsManager::new((&aws).into(), &config.secrets_prefix);
         let context = Self::new(Parts {
-            dynamodb: aws_sdk_dynamodb::Client::new(&aws),
-            sqs: aws_sdk_sqs::Client::new(&aws),
+            dynamodb: (&aws).into(),
+            sqs: (&aws).into(),
             metrics: Metrics::to_output(&config.stack),
             config,
             clock: Arc::new(SystemClock),
             secrets: Secrets::new(Arc::new(secrets)),
-        })?;
+        });
         Ok(Self {
             ahead: cloud.ahead,
             ..context

@@ -17,7 +17,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     models::Object,
-    net::{Outbound, Refused},
+    net::{NoClient, Outbound, Refused},
     trace::{TRACEPARENT, Trace},
 };
 
@@ -521,8 +521,13 @@ impl ModelClient {
     pub async fn chat(&self, endpoint: &Endpoint, request: &ChatRequest) -> Result<ChatReply, ModelError> {
         let url = endpoint.url()?;
         let host = host_of(&url);
-        let refused = |refused: Refused| ModelError::Refused { host: refused.host };
-        let client = self.outbound.client(&url, endpoint.trusted).map_err(refused)?;
+        let none = |why: NoClient| match why {
+            NoClient::Refused(refused) => ModelError::Refused { host: refused.host },
+            NoClient::Unmade(error) => {
+                ModelError::Invalid(format!("the HTTP client cannot be made: {error}"))
+            }
+        };
+        let client = self.outbound.client(&url, endpoint.trusted).map_err(none)?;
         let body = serde_json::to_vec(request)
             .map_err(|_| ModelError::Invalid("the request cannot be written as JSON".to_owned()))?;
         let call = client.post(url).headers(endpoint.header_map()?).body(body);
@@ -810,7 +815,7 @@ mod tests {
     }
 
     fn client(allow_private_targets: bool) -> ModelClient {
-        let outbound = Outbound::new(allow_private_targets).unwrap();
+        let outbound = Outbound::new(allow_private_targets);
         ModelClient {
             outbound,
             first_backoff: Duration::from_micros(1),
@@ -1101,7 +1106,7 @@ mod tests {
         assert_eq!(header("retry-after-ms", "150"), Some(Duration::from_millis(150)));
         assert_eq!(header("retry-after", "-1"), None);
         assert_eq!(header("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"), None);
-        let client = ModelClient::new(Outbound::new(false).unwrap());
+        let client = ModelClient::new(Outbound::new(false));
         for attempt in 1..ATTEMPTS {
             let (wait, full) = (client.backoff(attempt), FIRST_BACKOFF * 2_u32.pow(attempt - 1));
             assert!(wait >= full / 2 && wait <= full, "{wait:?}");

@@ -6,7 +6,7 @@
 use std::{
     error::Error,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -30,6 +30,17 @@ impl Refused {
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |&error| error.source()).find_map(<dyn Error>::downcast_ref)
     }
+}
+
+/// Why there is no client for a URL.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClient {
+    /// Nobody may go there.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// TLS cannot be set up.
+    #[error("the HTTP client cannot be made: {0}")]
+    Unmade(#[from] reqwest::Error),
 }
 
 /// Whether `address` is one of the public internet.
@@ -126,36 +137,45 @@ pub(crate) fn builder() -> ClientBuilder {
         .user_agent(concat!("ringback/", env!("CARGO_PKG_VERSION")))
 }
 
-/// The HTTP clients, built once per process. HTTP/1.1, kept-alive connections, no redirects followed, no proxy.
+/// A client that is made with the first request for it, and once for the process: most functions need none of them, or one.
+type Lazy = Arc<OnceLock<Client>>;
+
+/// The HTTP clients: HTTP/1.1, kept-alive connections, no redirects followed, no proxy.
 #[derive(Debug, Clone)]
 pub struct Outbound {
-    open: Client,
-    guarded: Client,
+    open: Lazy,
+    guarded: Lazy,
     allow_private_targets: bool,
+}
+
+/// The client of `lazy`, made as `finish` says if there is none yet.
+fn made(lazy: &Lazy, finish: fn(ClientBuilder) -> ClientBuilder) -> Result<&Client, NoClient> {
+    if let Some(client) = lazy.get() {
+        return Ok(client);
+    }
+    let client = finish(builder().connect_timeout(Duration::from_secs(10))).build()?;
+    Ok(lazy.get_or_init(|| client))
 }
 
 impl Outbound {
     /// Both clients. With `allow_private_targets` the guard lets everything pass.
-    ///
-    /// # Errors
-    /// TLS cannot be set up.
-    pub fn new(allow_private_targets: bool) -> Result<Self, reqwest::Error> {
-        let builder = || builder().connect_timeout(Duration::from_secs(10));
-        Ok(Self {
-            open: builder().build()?,
-            guarded: builder().dns_resolver(Arc::new(PublicResolver)).build()?,
+    #[must_use]
+    pub fn new(allow_private_targets: bool) -> Self {
+        Self {
+            open: Lazy::default(),
+            guarded: Lazy::default(),
             allow_private_targets,
-        })
+        }
     }
 
     /// The client for `url`. `trusted` says that the operator chose it, not a user.
     ///
     /// # Errors
     /// The URL names an address that an untrusted request may not reach. A name that leads to one fails when it is
-    /// resolved: see [`Refused::find`].
-    pub fn client(&self, url: &Url, trusted: bool) -> Result<&Client, Refused> {
+    /// resolved: see [`Refused::find`]. Or the client cannot be made.
+    pub fn client(&self, url: &Url, trusted: bool) -> Result<&Client, NoClient> {
         if trusted || self.allow_private_targets {
-            return Ok(&self.open);
+            return made(&self.open, |builder| builder);
         }
         let host = url.host_str().unwrap_or_default();
         match host
@@ -163,10 +183,12 @@ impl Outbound {
             .trim_end_matches(']')
             .parse::<IpAddr>()
         {
-            Ok(address) if !is_public(address) => Err(Refused {
+            Ok(address) if !is_public(address) => Err(NoClient::Refused(Refused {
                 host: host.to_owned(),
+            })),
+            _ => made(&self.guarded, |builder| {
+                builder.dns_resolver(Arc::new(PublicResolver))
             }),
-            _ => Ok(&self.guarded),
         }
     }
 }
@@ -221,7 +243,7 @@ mod tests {
 
     #[test]
     fn literal_addresses_are_seen_in_every_spelling() {
-        let outbound = Outbound::new(false).unwrap();
+        let outbound = Outbound::new(false);
         for url in [
             "http://127.0.0.1/",
             "http://127.1/",
@@ -234,9 +256,12 @@ mod tests {
             "http://user@169.254.169.254/latest",
         ] {
             let url = url.parse().unwrap();
-            assert!(outbound.client(&url, false).is_err(), "{url}");
+            assert!(
+                matches!(outbound.client(&url, false), Err(NoClient::Refused(_))),
+                "{url}"
+            );
             assert!(outbound.client(&url, true).is_ok());
-            assert!(Outbound::new(true).unwrap().client(&url, false).is_ok());
+            assert!(Outbound::new(true).client(&url, false).is_ok());
         }
         assert!(
             outbound
@@ -247,7 +272,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_leads_to_a_local_address_is_refused() {
-        let outbound = Outbound::new(false).unwrap();
+        let outbound = Outbound::new(false);
         let url: Url = "http://localhost:1/".parse().unwrap();
         let error = outbound
             .client(&url, false)

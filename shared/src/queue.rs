@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use aws_sdk_sqs::{
-    Client,
+    Client, Config,
     error::DisplayErrorContext,
     types::{
         MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    aws::{self, Lazy},
     lifecycle::{Hook, Item, Owed},
     trace::Trace,
 };
@@ -80,7 +81,7 @@ pub struct QueueError(String);
 /// The queues.
 #[derive(Debug, Clone)]
 pub struct Queues {
-    client: Client,
+    client: Lazy<Client>,
     run_items: Arc<str>,
     evaluations: Arc<str>,
     deliveries: Arc<str>,
@@ -137,9 +138,9 @@ fn traced(
 impl Queues {
     /// The queues at these URLs.
     #[must_use]
-    pub fn new(client: Client, run_items_url: &str, evaluations_url: &str, deliveries_url: &str) -> Self {
+    pub fn new(config: Config, run_items_url: &str, evaluations_url: &str, deliveries_url: &str) -> Self {
         Self {
-            client,
+            client: aws::lazy(|| Client::from_conf(config)),
             run_items: run_items_url.into(),
             evaluations: evaluations_url.into(),
             deliveries: deliveries_url.into(),

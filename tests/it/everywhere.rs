@@ -41,6 +41,7 @@ use crate::{
     server::{Api, Server, until},
     stand_in::StandIn,
     voice::{batch_by_voice, check_verdict},
+    writers::{GENERATE, three_scenarios, wish},
 };
 
 /// The longest that one of the steps may take: a scheduler ticks once a minute, and who is replaced in the middle of a turn is
@@ -213,6 +214,7 @@ async fn it_works_where_it_runs() {
     // Begun first, because the clock takes the longest.
     let schedule = a_schedule(&place).await;
     chats(&place).await;
+    what_needs_secrets(&place).await;
     calls(&place).await;
     poison(&place).await;
     a_firing(&place, &schedule).await;
@@ -235,6 +237,29 @@ async fn chats(place: &Place) {
             !list(&item["metadata"]["call"]["messages"]).is_empty(),
             "{item:#}"
         );
+    }
+}
+
+/// What has a function of its own on AWS.
+async fn what_needs_secrets(place: &Place) {
+    eprintln!("what asks models or changes secrets");
+    let api = &place.api;
+    let described = api.get("/openapi.json").await;
+    assert!(described["paths"]["/endpoint/{id}"].is_object());
+    place.models.judge("scenarios", three_scenarios());
+    let wish = wish(api, &place.models).await;
+    let written = api.post(GENERATE, &wish).await;
+    assert_valid("GenerateScenariosResponse", &written);
+    let secrets = api.get("/hook/secret").await;
+    assert!(!list(&secrets["secrets"]).is_empty(), "{secrets:#}");
+    // Each function says what there is at its paths, and neither answers what is the other's.
+    for (path, status) in [
+        ("/endpoint", 405),
+        ("/eval/simulation/run", 405),
+        ("/endpoints", 404),
+    ] {
+        let (answered, error) = api.call(Method::PUT, path, None).await;
+        assert_eq!(answered, status, "{path}: {error:#}");
     }
 }
 

@@ -20,7 +20,7 @@ async fn head(server: &Server, org: &str, run: &str) -> RunHead {
     let emulator = Emulator::start(Storage::File(server.folder.path().join("data/table.sqlite")))
         .await
         .unwrap();
-    let store = Store::new(emulator.dynamodb(), "ringback");
+    let store = Store::new(emulator.dynamodb().config().clone(), "ringback");
     let head = store
         .run(RunKey::simulation(org.parse().unwrap(), run.parse().unwrap()))
         .await

@@ -92,7 +92,7 @@ async fn quiet(local: &Local) -> Table {
 fn stack(local: &Local) -> Stack {
     Stack {
         store: Store::new(
-            local.emulator().dynamodb_of_others().unwrap(),
+            local.emulator().dynamodb_of_others().unwrap().config().clone(),
             &local.context().config.table,
         ),
         secrets: Some(local.context().secrets.clone()),

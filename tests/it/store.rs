@@ -57,7 +57,10 @@ pub(crate) async fn stack_at(clock: SharedClock) -> (Emulator, Context) {
         _ => None,
     })
     .unwrap();
-    let (dynamodb, sqs) = (emulator.dynamodb(), emulator.sqs());
+    let (dynamodb, sqs) = (
+        emulator.dynamodb().config().clone(),
+        emulator.sqs().config().clone(),
+    );
     let context = Context::new(Parts {
         dynamodb,
         sqs,
@@ -65,8 +68,7 @@ pub(crate) async fn stack_at(clock: SharedClock) -> (Emulator, Context) {
         clock,
         metrics: ringback_shared::metrics::Metrics::default(),
         secrets: Secrets::new(Arc::new(LocalSecrets::default())),
-    })
-    .unwrap();
+    });
     (emulator, context)
 }
 

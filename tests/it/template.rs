@@ -34,6 +34,20 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:Query",
             "dynamodb:UpdateItem",
             "secretsmanager:CreateSecret",
+            "secretsmanager:GetSecretValue",
+        ],
+    ),
+    (
+        "api-secrets",
+        &[
+            "dynamodb:BatchGetItem",
+            "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+            "secretsmanager:CreateSecret",
             "secretsmanager:DeleteSecret",
             "secretsmanager:GetSecretValue",
             "secretsmanager:PutSecretValue",
@@ -154,11 +168,10 @@ const ACTIONS: &[(&str, &[&str])] = &[
 
 /// Which variables a function reads besides those that none starts without.
 const VARIABLES: &[(&str, &[&str])] = &[
+    ("api", &["CALL_SLOTS", "MAX_ITERATIONS", "ALLOW_PRIVATE_TARGETS"]),
     (
-        "api",
+        "api-secrets",
         &[
-            "CALL_SLOTS",
-            "MAX_ITERATIONS",
             "OPENAI_BASE_URL",
             "OPENAI_API_KEY",
             "RINGBACK_MODEL",
@@ -680,7 +693,7 @@ fn each_function_may_do_what_it_does_and_no_more() {
     // Endpoints' secrets and organizations' are read by different functions; who starts runs needs both.
     let secrets = |function: &str| {
         let part = match function {
-            "api" | "schedule" => "",
+            "api" | "api-secrets" | "schedule" => "",
             "deliver" => "org/",
             _ => "endpoint/",
         };
@@ -843,17 +856,28 @@ fn webhooks_lead_to_their_functions_and_every_other_request_to_the_api() {
         );
     }
     // Nobody else may be called from outside.
-    assert_eq!(permissions.len(), routes.len());
+    let called: BTreeSet<&str> = routes.values().copied().collect();
+    assert_eq!(permissions.len(), called.len());
 
     // The URLs that providers are given.
     let endpoint = Uuid::nil();
     let webhooks = Webhooks::of("", endpoint);
     let key = |url: &str| format!("POST {}", url.replace(&endpoint.to_string(), "{endpointId}"));
-    let wanted = BTreeMap::from([
+    let mut wanted = BTreeMap::from([
         ("$default".to_owned(), "api"),
         (key(&webhooks.call_started), "call-started"),
         (key(&webhooks.call_ended), "call-ended"),
     ]);
+    // A path is one function's, whatever the method.
+    let of = |with_secrets: bool| -> BTreeSet<&str> {
+        ringback_api::operations()
+            .filter(|(.., theirs)| *theirs == with_secrets)
+            .map(|(_, path, _)| path)
+            .collect()
+    };
+    let (plain, secret) = (of(false), of(true));
+    assert!(plain.is_disjoint(&secret), "{:?}", plain.intersection(&secret));
+    wanted.extend(secret.iter().map(|path| (format!("ANY {path}"), "api-secrets")));
     assert_eq!(routes, wanted);
 
     // Anybody can send a webhook. It is kept and nothing more: what follows from it is relay's.

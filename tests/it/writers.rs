@@ -21,12 +21,12 @@ use crate::{
     voice::stranger,
 };
 
-const GENERATE: &str = "/eval/simulation/scenario/generate";
+pub(crate) const GENERATE: &str = "/eval/simulation/scenario/generate";
 const OUTPUT: &str = "/structured-output";
 const RUN_OUTPUT: &str = "/structured-output/run";
 
 /// What the writer answers: one scenario of each category.
-fn three_scenarios() -> Value {
+pub(crate) fn three_scenarios() -> Value {
     let of = |category: &str| {
         let name = format!("A caller and a {category}");
         json!({"name": name, "instructions": "Book a room.", "category": category, "reasoning": "It matters."})
@@ -35,7 +35,7 @@ fn three_scenarios() -> Value {
 }
 
 /// Stores an assistant and gives the request for scenarios to test it with.
-async fn wish(api: &Api, stand_in: &StandIn) -> Value {
+pub(crate) async fn wish(api: &Api, stand_in: &StandIn) -> Value {
     let mut assistant = assistant(stand_in, "You run a clinic by the lake.");
     assistant["model"]["headers"] = json!({"x-key": "of the target"});
     let stored = api.post("/assistant", &assistant).await;

@@ -287,6 +287,18 @@ impl ApiError {
         Self::cannot(404, request)
     }
 
+    /// The operation is another function's: the request was not routed there because its path is not written as it is described.
+    pub(crate) fn elsewhere(request: &Request) -> Self {
+        let path = crate::operations::template(&request.path).unwrap_or(&request.path);
+        Self::new(
+            404,
+            format!(
+                "Cannot {} {}: write the path as {path}",
+                request.method, request.path
+            ),
+        )
+    }
+
     fn cannot(status: i64, request: &Request) -> Self {
         Self::new(status, format!("Cannot {} {}", request.method, request.path))
     }

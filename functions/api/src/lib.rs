@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 use crate::{
     http::{ApiError, Request, Response},
-    operations::{Action, Found},
+    operations::{Action, Found, SecretAction},
 };
 
 /// The description of the API that is served at `/openapi.json`, in OpenAPI 3.1. It is made from the code by `ringback openapi`.
@@ -47,12 +47,63 @@ pub const OPENAPI: &str = include_str!("../openapi.json");
 /// The org of a local stack.
 pub const LOCAL_ORG: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
 
-/// Handles one request. It always has an answer: what goes wrong becomes an error in the shape that clients parse.
+/// Handles one request, whatever it is. It always has an answer: what goes wrong becomes an error in the shape that clients parse.
 pub async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
+    let answers = async |action, asked: Asked<'_>| match action {
+        Action::Secret(action) => answer_with_secrets(action, asked).await,
+        action => answer(action, asked).await,
+    };
+    respond(ctx, event, answers).await
+}
+
+/// Handles one request, as the function `api` does: all but what [`handle_with_secrets`] is for, so that the function has no model's key,
+/// changes no secrets and stays small.
+pub async fn handle_without_secrets(
+    ctx: &Context,
+    event: ApiGatewayV2httpRequest,
+) -> ApiGatewayV2httpResponse {
+    respond(ctx, event, answer).await
+}
+
+/// Handles one request, as the function `api-secrets` does: what asks models, changes secrets, or is large and seldom wanted.
+pub async fn handle_with_secrets(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
+    let answers = async |action, asked: Asked<'_>| match action {
+        Action::Secret(action) => answer_with_secrets(action, asked).await,
+        _ => Err(ApiError::elsewhere(asked.request)),
+    };
+    respond(ctx, event, answers).await
+}
+
+/// The operations, each by method and path, and whether it is one of those that [`handle_with_secrets`] answers.
+pub fn operations() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    operations::all().map(|operation| {
+        let with_secrets = matches!(operation.action, Action::Secret(_));
+        (operation.method, operation.path, with_secrets)
+    })
+}
+
+/// A request whose operation and sender are known.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    ctx: &'a Context,
+    /// Nil for what is public.
+    org: Uuid,
+    request: &'a Request,
+    /// What the first `{…}` of the path stands for.
+    id: &'a str,
+    /// What the second one stands for.
+    inner: &'a str,
+}
+
+async fn respond(
+    ctx: &Context,
+    event: ApiGatewayV2httpRequest,
+    answers: impl AsyncFn(Action, Asked<'_>) -> Result<Response, ApiError>,
+) -> ApiGatewayV2httpResponse {
     let span = span(&event);
     let answer = match Request::decode(event) {
         // On the heap, because it holds whatever any operation may need.
-        Ok(request) => Box::pin(route(ctx, &request)).instrument(span).await,
+        Ok(request) => Box::pin(route(ctx, &request, answers)).instrument(span).await,
         Err(error) => Err(error),
     };
     answer.unwrap_or_else(ApiError::response).encode()
@@ -82,7 +133,11 @@ pub async fn bootstrap(ctx: &Context, api_key: &str) -> Result<(), BoxError> {
 }
 
 /// Answers a request by the operation that it names.
-async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
+async fn route(
+    ctx: &Context,
+    request: &Request,
+    answers: impl AsyncFn(Action, Asked<'_>) -> Result<Response, ApiError>,
+) -> Result<Response, ApiError> {
     let found = operations::find(&request.method, &request.path);
     let org = match &found {
         Found::Operation { action, .. } if action.is_public() => Uuid::nil(),
@@ -99,9 +154,30 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Found::OtherMethod { allowed, .. } => return Err(ApiError::method_not_allowed(request, &allowed)),
         Found::Nothing => return Err(ApiError::no_route(request)),
     };
+    answers(
+        action,
+        Asked {
+            ctx,
+            org,
+            request,
+            id,
+            inner,
+        },
+    )
+    .await
+}
+
+/// Answers what needs the table, and of secrets no more than an endpoint's key.
+async fn answer(action: Action, asked: Asked<'_>) -> Result<Response, ApiError> {
+    let Asked {
+        ctx,
+        org,
+        request,
+        id,
+        inner,
+    } = asked;
     match action {
         Action::Health => Response::ok(serde_json::json!({ "status": "ok" })),
-        Action::Describe => Ok(Response::document(OPENAPI)),
         Action::List(kind) => definitions::list(ctx, org, kind, request).await,
         Action::Create(kind) => definitions::create(ctx, org, kind, request.json()?).await,
         Action::Read(kind) => Response::ok(definitions::found(ctx, org, kind, id).await?.body),
@@ -126,28 +202,11 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::ListItems => items::list(ctx, org, id, request).await,
         Action::ReadItem => items::get(ctx, org, id, inner).await,
         Action::CancelItem => items::cancel(ctx, org, id, inner).await,
-        Action::SuggestImprovements => {
-            let work = writers::suggestions(ctx, org, id, inner, request);
-            idempotency::once(ctx, org, request, work).await
-        }
-        Action::GenerateScenarios => {
-            idempotency::once(ctx, org, request, writers::scenarios(ctx, org, request)).await
-        }
-        Action::RunStructuredOutput => {
-            idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
-        }
         Action::ListEvalRuns => evals::list(ctx, org, request).await,
         Action::CreateEvalRun => Box::pin(evals::create(ctx, org, request)).await,
         Action::ReadEvalRun => evals::read(ctx, org, id).await,
         Action::CancelEvalRun => evals::cancel(ctx, org, id).await,
         Action::DeleteEvalRun => evals::delete(ctx, org, id).await,
-        Action::ListEndpoints => endpoints::list(ctx, org, request).await,
-        Action::CreateEndpoint => endpoints::create(ctx, org, request.json()?).await,
-        Action::ReadEndpoint => endpoints::read(ctx, org, id).await,
-        Action::UpdateEndpoint => endpoints::update(ctx, org, id, request.json()?).await,
-        Action::DeleteEndpoint => endpoints::delete(ctx, org, id).await,
-        Action::AddEndpointSecret => endpoints::add_secret(ctx, org, id, request.optional_json()?).await,
-        Action::DeleteEndpointSecret => endpoints::remove_secret(ctx, org, id, inner).await,
         Action::ListSchedules => schedules::list(ctx, org, request).await,
         Action::CreateSchedule => Box::pin(schedules::create(ctx, org, request.json()?)).await,
         Action::ReadSchedule => schedules::read(ctx, org, id).await,
@@ -156,9 +215,43 @@ async fn route(ctx: &Context, request: &Request) -> Result<Response, ApiError> {
         Action::RunSchedule => Box::pin(firing::run_now(ctx, org, id, request)).await,
         Action::ListFirings => schedules::firings(ctx, org, id, request).await,
         Action::ReadTrend => schedules::trend(ctx, org, id, request).await,
-        Action::ReadHookSecrets => hook_secrets::read(ctx, org).await,
-        Action::AddHookSecret => hook_secrets::add(ctx, org).await,
-        Action::DeleteHookSecret => hook_secrets::remove(ctx, org, id).await,
+        Action::Secret(_) => Err(ApiError::elsewhere(request)),
+    }
+}
+
+/// Answers what asks models or changes secrets.
+async fn answer_with_secrets(action: SecretAction, asked: Asked<'_>) -> Result<Response, ApiError> {
+    let Asked {
+        ctx,
+        org,
+        request,
+        id,
+        inner,
+    } = asked;
+    match action {
+        SecretAction::Describe => Ok(Response::document(OPENAPI)),
+        SecretAction::SuggestImprovements => {
+            let work = writers::suggestions(ctx, org, id, inner, request);
+            idempotency::once(ctx, org, request, work).await
+        }
+        SecretAction::GenerateScenarios => {
+            idempotency::once(ctx, org, request, writers::scenarios(ctx, org, request)).await
+        }
+        SecretAction::RunStructuredOutput => {
+            idempotency::once(ctx, org, request, writers::structured_output(ctx, org, request)).await
+        }
+        SecretAction::ListEndpoints => endpoints::list(ctx, org, request).await,
+        SecretAction::CreateEndpoint => endpoints::create(ctx, org, request.json()?).await,
+        SecretAction::ReadEndpoint => endpoints::read(ctx, org, id).await,
+        SecretAction::UpdateEndpoint => endpoints::update(ctx, org, id, request.json()?).await,
+        SecretAction::DeleteEndpoint => endpoints::delete(ctx, org, id).await,
+        SecretAction::AddEndpointSecret => {
+            endpoints::add_secret(ctx, org, id, request.optional_json()?).await
+        }
+        SecretAction::DeleteEndpointSecret => endpoints::remove_secret(ctx, org, id, inner).await,
+        SecretAction::ReadHookSecrets => hook_secrets::read(ctx, org).await,
+        SecretAction::AddHookSecret => hook_secrets::add(ctx, org).await,
+        SecretAction::DeleteHookSecret => hook_secrets::remove(ctx, org, id).await,
     }
 }
 

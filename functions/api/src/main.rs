@@ -10,7 +10,10 @@ async fn main() -> Result<(), Error> {
     let ctx = &Context::from_env()?;
     ctx.warm_up().await;
     lambda_runtime::run(service_fn(async |event: LambdaEvent<ApiGatewayV2httpRequest>| {
-        Ok::<_, Error>(ctx.invocation(ringback_api::handle(ctx, event.payload)).await)
+        Ok::<_, Error>(
+            ctx.invocation(ringback_api::handle_without_secrets(ctx, event.payload))
+                .await,
+        )
     }))
     .await
 }

@@ -42,7 +42,7 @@ pub(crate) struct FloorOutcome {
 
 /// Makes the calls and prints what they took.
 pub(crate) async fn run(args: FloorArgs) -> Result<bool, BoxError> {
-    let models = ModelClient::new(Outbound::new(true)?);
+    let models = ModelClient::new(Outbound::new(true));
     let endpoint = Arc::new(Endpoint {
         base_url: args.model_server,
         api_key: None,

@@ -19,8 +19,8 @@ use tokio::{
 
 use crate::{BoxError, measure::rounded};
 
-/// What a function may take, as a multiple of what the one takes that does nothing. It is to come down to 1.5.
-const MOST: f64 = 2.5;
+/// What a function may take, as a multiple of what the one takes that does nothing.
+const MOST: f64 = 1.5;
 
 /// How often each is started, by turns with the one that does nothing.
 const TIMES: usize = 41;
@@ -29,8 +29,9 @@ const TIMES: usize = 41;
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// The functions.
-const FUNCTIONS: [&str; 9] = [
+const FUNCTIONS: [&str; 10] = [
     "api",
+    "api-secrets",
     "call-ended",
     "call-started",
     "deliver",
@@ -59,10 +60,11 @@ struct Startup {
 /// them takes too long.
 pub(crate) async fn run(folder: &Path, check: bool) -> Result<bool, BoxError> {
     let mut simulator = Simulator::start().await?;
-    let hello = binary(folder, "hello")?;
+    let here = tempfile::tempdir()?;
+    let hello = unpacked(folder, "hello", here.path())?;
     let mut measured = Vec::new();
     for function in FUNCTIONS {
-        let path = binary(folder, function)?;
+        let path = unpacked(folder, function, here.path())?;
         let (mut own, mut bare) = (Vec::new(), Vec::new());
         // The first start reads the file from the disk.
         for path in [&path, &hello] {
@@ -92,6 +94,15 @@ pub(crate) async fn run(folder: &Path, check: bool) -> Result<bool, BoxError> {
         }
     }
     Ok(!check || slow.is_empty())
+}
+
+/// A function's binary as it lies there when its archive was unpacked into `here`: a file that the linker has written lies in memory in
+/// other pieces, and is started slower.
+fn unpacked(folder: &Path, name: &str, here: &Path) -> Result<PathBuf, BoxError> {
+    let (from, to) = (binary(folder, name)?, here.join(name));
+    std::fs::write(&to, std::fs::read(&from)?)?;
+    std::fs::set_permissions(&to, std::fs::metadata(&from)?.permissions())?;
+    Ok(to)
 }
 
 /// Where a function's binary is: as cargo leaves it, or in a folder of its own.

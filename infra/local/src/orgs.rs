@@ -115,9 +115,9 @@ impl Stack {
             .http_client(http_client()?)
             .load()
             .await;
-        let manager = |prefix| SecretsManager::new(aws_sdk_secretsmanager::Client::new(&aws), prefix);
+        let manager = |prefix| SecretsManager::new((&aws).into(), prefix);
         Ok(Self {
-            store: Store::new(aws_sdk_dynamodb::Client::new(&aws), table),
+            store: Store::new((&aws).into(), table),
             secrets: secrets_prefix.map(|prefix| Secrets::new(Arc::new(manager(prefix)))),
         })
     }

@@ -253,8 +253,8 @@ impl Local {
 
         let clock: SharedClock = Arc::new(SystemClock);
         let context = Context::new(Parts {
-            dynamodb: emulator.dynamodb(),
-            sqs: emulator.sqs(),
+            dynamodb: emulator.dynamodb().config().clone(),
+            sqs: emulator.sqs().config().clone(),
             config: config(&options, &base_url, &queues).map_err(step("reading the configuration"))?,
             clock: Arc::clone(&clock),
             metrics: options.metrics.clone(),
@@ -265,8 +265,7 @@ impl Local {
                     .filter(|_| !options.memory)
                     .map(|folder| folder.join("secrets")),
             ))),
-        })
-        .map_err(step("making the functions' context"))?;
+        });
         ringback_api::bootstrap(&context, &api_key)
             .await
             .map_err(step("making the local organization"))?;

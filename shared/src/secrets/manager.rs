@@ -7,16 +7,17 @@ use std::{error::Error, sync::Arc};
 
 use async_trait::async_trait;
 use aws_sdk_secretsmanager::{
-    Client,
+    Client, Config,
     error::{ProvideErrorMetadata, SdkError},
 };
 
 use super::{SecretStore, SecretsError};
+use crate::aws::{self, Lazy};
 
 /// Secrets in Secrets Manager, each named `{prefix}/{name}`.
 #[derive(Debug, Clone)]
 pub struct SecretsManager {
-    client: Client,
+    client: Lazy<Client>,
     prefix: Arc<str>,
 }
 
@@ -50,9 +51,9 @@ fn is_being_deleted(message: Option<&str>) -> bool {
 impl SecretsManager {
     /// Secrets whose names begin with `prefix` and a slash.
     #[must_use]
-    pub fn new(client: Client, prefix: &str) -> Self {
+    pub fn new(config: Config, prefix: &str) -> Self {
         Self {
-            client,
+            client: aws::lazy(|| Client::from_conf(config)),
             prefix: prefix.trim_end_matches('/').into(),
         }
     }
@@ -213,7 +214,7 @@ mod tests {
             .retry_config(RetryConfig::disabled())
             .endpoint_url(url)
             .build();
-        (SecretsManager::new(Client::from_conf(config), "stage/"), server)
+        (SecretsManager::new(config, "stage/"), server)
     }
 
     fn refusal(code: &str) -> (u16, Value) {

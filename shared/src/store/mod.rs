@@ -53,7 +53,7 @@ mod spending;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use aws_sdk_dynamodb::{
-    Client,
+    Client, Config,
     error::{ProvideErrorMetadata, SdkError},
     operation::{
         put_item::{PutItemError, builders::PutItemFluentBuilder},
@@ -85,6 +85,7 @@ pub use self::{
     },
     schedules::KeptFiring,
 };
+use crate::aws::{self, Lazy};
 
 /// The largest text that goes into one row; a row may have 400 KB, keys and names included.
 const MAX_PART: usize = 350_000;
@@ -159,7 +160,7 @@ enum PutError {
 /// Access to the table.
 #[derive(Debug, Clone)]
 pub struct Store {
-    client: Client,
+    client: Lazy<Client>,
     table: Arc<str>,
     meter: Meter,
 }
@@ -391,9 +392,9 @@ fn assemble(rows: Vec<Row>) -> Result<Vec<(Row, String)>, StoreError> {
 impl Store {
     /// A store on `table`.
     #[must_use]
-    pub fn new(client: Client, table: &str) -> Self {
+    pub fn new(config: Config, table: &str) -> Self {
         Self {
-            client,
+            client: aws::lazy(|| Client::from_conf(config)),
             table: table.into(),
             meter: Meter::default(),
         }

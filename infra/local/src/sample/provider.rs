@@ -114,7 +114,7 @@ struct Clients {
 impl Clients {
     fn new() -> Result<Self, reqwest::Error> {
         Ok(Self {
-            models: ModelClient::new(Outbound::new(true)?),
+            models: ModelClient::new(Outbound::new(true)),
             hooks: ringback_shared::net::client()
                 .no_proxy()
                 .timeout(HOOK_TIMEOUT)
