@@ -1,7 +1,14 @@
 //! The HTTP API: who may ask, what is refused and how, and requests that are sent twice.
 
+use aws_lambda_events::{
+    apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse},
+    encodings::Body,
+};
 use futures_util::future::join_all;
-use reqwest::Method;
+use reqwest::{
+    Method,
+    header::{AUTHORIZATION, HeaderValue},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -724,4 +731,45 @@ async fn a_scenario_is_used_or_deleted_and_never_both() {
     }
     assert_eq!(ended[0] + ended[1], 24);
     local.shutdown().await;
+}
+
+/// On AWS the API is two functions, and routes lead to them by the path. A path that is written otherwise than described may be led
+/// to the wrong one.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_function_answers_its_part_and_says_how_paths_of_the_other_are_written() {
+    let stand_in = StandIn::start().await;
+    let (local, api) = local(&stand_in).await;
+    let ctx = local.context();
+    let request = |path: &str| {
+        let mut event = ApiGatewayV2httpRequest::default();
+        event.raw_path = Some(path.to_owned());
+        event.request_context.http.method = Method::GET;
+        let key = format!("Bearer {}", api.key.as_deref().unwrap());
+        event
+            .headers
+            .insert(AUTHORIZATION, HeaderValue::from_str(&key).unwrap());
+        event
+    };
+    let read = |answer: ApiGatewayV2httpResponse| {
+        let Some(Body::Text(body)) = answer.body else {
+            panic!("no text: {:?}", answer.body);
+        };
+        (
+            u16::try_from(answer.status_code).unwrap(),
+            serde_json::from_str::<Value>(&body).unwrap(),
+        )
+    };
+    for path in ["/endpoint", "/endpoint/", "/hook/secret", "/openapi.json"] {
+        let answer = read(ringback_api::handle_with_secrets(ctx, request(path)).await);
+        assert_eq!(answer.0, 200, "{path}: {:#}", answer.1);
+        let answer = read(ringback_api::handle_without_secrets(ctx, request(path)).await);
+        let described = path.trim_end_matches('/');
+        assert_refused(&answer, 404, &format!("write the path as {described}"));
+    }
+    for path in [SCENARIO, "/health", RUNS] {
+        let answer = read(ringback_api::handle_without_secrets(ctx, request(path)).await);
+        assert_eq!(answer.0, 200, "{path}: {:#}", answer.1);
+        let answer = read(ringback_api::handle_with_secrets(ctx, request(path)).await);
+        assert_refused(&answer, 404, &format!("write the path as {path}"));
+    }
 }
