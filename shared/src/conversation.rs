@@ -609,7 +609,7 @@ const FILLED: usize = 1_000_000;
 
 /// Replaces `{{name}}` by what `lookup` knows for it, and `{{name | default: "text"}}` by the text where it knows nothing.
 /// A placeholder that cannot be filled stays, so that it is seen; so does one whose value would make the text too long.
-pub(crate) fn fill(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+pub fn fill(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("{{") {

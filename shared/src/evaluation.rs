@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     conversation::fill,
     llm::{ChatRequest, Json, apply_settings, text_of},
+    measure::Conversation,
     models::{
         Object,
         evaluation::{
@@ -17,7 +18,9 @@ use crate::{
             Primitive, SchemaType, SimulationRunItemResults, StructuredOutputEvaluationResult,
             StructuredOutputType,
         },
+        metric::{RubricResult, Scores},
     },
+    scores::Scoring,
 };
 
 /// How a conversation was held.
@@ -128,6 +131,9 @@ pub struct Plan {
     evaluations: Vec<(EvaluationPlanItem, Option<usize>)>,
     expectations: Vec<LatencyExpectation>,
     outputs: Vec<Output>,
+    /// What is scored beside the evaluations; its outputs are those from `scored_from` on.
+    scoring: Scoring,
+    scored_from: usize,
     groups: Vec<Group>,
     transport: Transport,
     live_target: bool,
@@ -139,11 +145,24 @@ pub struct Plan {
 pub struct Verdict {
     /// The item's results.
     pub results: SimulationRunItemResults,
-    /// Whether something was required and all of it was skipped: the item passes, but nothing was judged.
+    /// Whether something was required and all of it was skipped, or nothing was required at all: the item passes, but nothing was
+    /// judged.
     pub all_required_skipped: bool,
 }
 
 impl Verdict {
+    /// Whether the expected outcome was met, if there was one and it was judged.
+    #[must_use]
+    pub fn outcome_met(&self) -> Option<bool> {
+        let score = self
+            .results
+            .extra
+            .get("expectedOutcome")?
+            .get("score")?
+            .as_u64()?;
+        Some(score == 100)
+    }
+
     /// What was required and not met, by name.
     #[must_use]
     pub fn failed(&self) -> Vec<String> {
@@ -155,15 +174,26 @@ impl Verdict {
         let latencies = latencies
             .filter(|result| result.required && !result.passed && result.is_skipped != Some(true))
             .map(|result| format!("{:?} {:?} latency", result.aggregation, result.metric).to_lowercase());
-        evaluations.chain(latencies).collect()
+        let rubric = self.results.extra.get("rubric").cloned();
+        let rubric = rubric.and_then(|rubric| serde_json::from_value::<RubricResult>(rubric).ok());
+        let rules = rubric.iter().filter(|rubric| !rubric.passed);
+        evaluations
+            .chain(latencies)
+            .chain(rules.flat_map(RubricResult::failed))
+            .collect()
     }
 }
 
 impl Plan {
-    /// The plan for these evaluations and latency expectations. The same input gives the same plan, with the same
+    /// The plan for these evaluations, latency expectations and scores. The same input gives the same plan, with the same
     /// indexes.
     #[must_use]
-    pub fn new(evaluations: &[Evaluation], expectations: &[LatencyExpectation], facts: &Facts<'_>) -> Self {
+    pub fn new(
+        evaluations: &[Evaluation],
+        expectations: &[LatencyExpectation],
+        scoring: Scoring,
+        facts: &Facts<'_>,
+    ) -> Self {
         let mut outputs: Vec<Output> = Vec::new();
         let evaluations = evaluations.iter().map(|evaluation| {
             let definition = evaluation
@@ -185,11 +215,20 @@ impl Plan {
             (evaluation.item.clone(), index)
         });
         let evaluations = evaluations.collect();
-        let groups = groups(&outputs, facts);
+        let scored_from = outputs.len();
+        outputs.extend(scoring.outputs().into_iter().map(|definition| Output {
+            definition,
+            source: Source::Asked,
+        }));
+        // Explanations of scores name turns.
+        let numbered = outputs.len() > scored_from;
+        let groups = groups(&outputs, facts, numbered);
         Self {
             evaluations,
             expectations: expectations.to_vec(),
             outputs,
+            scoring,
+            scored_from,
             groups,
             transport: facts.transport,
             live_target: facts.live_target,
@@ -209,10 +248,11 @@ impl Plan {
             .filter(|group| group.outputs.iter().any(|index| !extractions.contains_key(index)))
     }
 
-    /// The verdict on these extractions and on the latencies of the turns. An output that was to be extracted and was not
-    /// counts as an error.
+    /// The verdict on these extractions and on what was measured of the conversation. An output that was to be extracted and was
+    /// not counts as an error.
     #[must_use]
-    pub fn verdict(&self, extractions: &Extractions, latencies: &[TurnLatency]) -> Verdict {
+    pub fn verdict(&self, extractions: &Extractions, conversation: &Conversation<'_>) -> Verdict {
+        let latencies = conversation.latencies;
         let results: Vec<_> = self
             .evaluations
             .iter()
@@ -231,17 +271,38 @@ impl Plan {
                 .iter()
                 .map(|r| (r.required, r.is_skipped == Some(true), r.passed)),
         );
-        let required: Vec<_> = outcomes.filter(|(required, ..)| *required).collect();
+        let scores = self.scores(extractions, conversation);
+        // A rubric without a rule that counts is skipped like an evaluation.
+        let rubric = scores
+            .rubric
+            .as_ref()
+            .map(|rubric| (true, rubric.says_nothing(), rubric.passed));
+        let required: Vec<_> = outcomes
+            .filter(|(required, ..)| *required)
+            .chain(rubric)
+            .collect();
+        // Evaluations that are not required are there to be looked at.
+        let may_be_empty = self.scoring.is_empty() && !self.evaluations.is_empty();
         Verdict {
-            all_required_skipped: !required.is_empty() && required.iter().all(|(_, skipped, _)| *skipped),
+            all_required_skipped: !(required.is_empty() && may_be_empty)
+                && required.iter().all(|(_, skipped, _)| *skipped),
             results: SimulationRunItemResults {
                 passed: required.iter().all(|(_, skipped, passed)| *skipped || *passed),
                 evaluations: results,
                 latency_metrics: metrics(self.transport, latencies),
                 latency_evaluations: (!latency.is_empty()).then_some(latency),
-                extra: Object::new(),
+                extra: scores.into_fields(),
             },
         }
+    }
+
+    fn scores(&self, extractions: &Extractions, conversation: &Conversation<'_>) -> Scores {
+        let asked = self.scored_from..self.outputs.len();
+        let found = asked.map(|index| {
+            let extraction = extractions.get(&index).cloned();
+            extraction.unwrap_or_else(|| Err("it was not extracted".to_owned()))
+        });
+        self.scoring.scores(&found.collect::<Vec<_>>(), conversation)
     }
 
     /// Why nothing can be expected of latencies, if that is so.
@@ -344,7 +405,7 @@ impl Single {
             }
             Source::Known(extraction) => Self::Known(extraction.clone()),
             Source::Asked => {
-                let group = groups(&[output], facts).pop();
+                let group = groups(&[output], facts, false).pop();
                 group.map_or_else(
                     || Self::Known(Err("there is nothing to ask a model for".to_owned())),
                     |group| Self::Asked(Box::new(group)),
@@ -526,7 +587,7 @@ fn number_in(text: &str) -> Option<Value> {
 // ---------------------------------------------------------------------------------------------------------------------
 // Asking a model
 
-fn groups(outputs: &[Output], facts: &Facts<'_>) -> Vec<Group> {
+fn groups(outputs: &[Output], facts: &Facts<'_>, numbered: bool) -> Vec<Group> {
     // Those with the same model and no prompt of their own go together.
     let mut shared: Vec<(Object, Vec<usize>)> = Vec::new();
     let mut own: Vec<(Object, Vec<usize>)> = Vec::new();
@@ -551,7 +612,7 @@ fn groups(outputs: &[Output], facts: &Facts<'_>) -> Vec<Group> {
     if shared.is_empty() && own.is_empty() {
         return Vec::new();
     }
-    let conversation = conversation_text(facts);
+    let conversation = text_of_conversation(facts, numbered);
     let group = |(mut model, members): (Object, Vec<usize>)| {
         let chosen: Vec<_> = members
             .iter()
@@ -647,12 +708,22 @@ fn who(message: &Value) -> Option<&'static str> {
 
 /// The conversation to read, with the tools that were used; the transcript where there are no messages.
 pub(crate) fn conversation_text(facts: &Facts<'_>) -> String {
+    text_of_conversation(facts, false)
+}
+
+/// The conversation to read. Where turns are `numbered`, the numbers are those of [`crate::measure::utterances`].
+fn text_of_conversation(facts: &Facts<'_>, numbered: bool) -> String {
     let mut text = String::new();
+    let mut turn = 0;
     for message in facts.messages {
         let said = ["content", "message"]
             .iter()
             .find_map(|field| text_of(message.get(field)?));
         if let (Some(who), Some(said)) = (who(message), &said) {
+            if numbered && !said.trim().is_empty() {
+                turn += 1;
+                text.push_str(&format!("[{turn}] "));
+            }
             text.push_str(&format!("{who}: {said}\n"));
         }
         let calls = message
@@ -1077,6 +1148,16 @@ mod tests {
         }
     }
 
+    fn spoken(latencies: &[TurnLatency]) -> Conversation<'_> {
+        Conversation {
+            utterances: &[],
+            latencies,
+            replied_in: &[],
+            duration_ms: None,
+            voice: true,
+        }
+    }
+
     fn voice(messages: &[Value]) -> Facts<'_> {
         Facts {
             transport: Transport::Voice,
@@ -1097,7 +1178,7 @@ mod tests {
     }
 
     fn judged(evaluations: &[Evaluation], extractions: &Extractions) -> Verdict {
-        Plan::new(evaluations, &[], &chat(&[])).verdict(extractions, &[])
+        Plan::new(evaluations, &[], Scoring::default(), &chat(&[])).verdict(extractions, &spoken(&[]))
     }
 
     #[test]
@@ -1213,9 +1294,9 @@ mod tests {
         let mut gated = ai("gated", json!({"type": "boolean"}));
         gated["conditions"] = json!([least(0), least(9)]);
         let evaluations = [evaluation(gated.clone(), "=", json!(true))];
-        let plan = Plan::new(&evaluations, &[], &chat(&[]));
+        let plan = Plan::new(&evaluations, &[], Scoring::default(), &chat(&[]));
         assert!(plan.groups().is_empty());
-        let verdict = plan.verdict(&Extractions::new(), &[]);
+        let verdict = plan.verdict(&Extractions::new(), &spoken(&[]));
         assert!(verdict.results.passed && verdict.all_required_skipped);
         let result = &verdict.results.evaluations[0];
         assert_eq!(
@@ -1227,11 +1308,12 @@ mod tests {
         audio["target"] = json!("messages-with-audio");
         let evaluations = [evaluation(audio, "=", json!(true))];
         assert!(
-            Plan::new(&evaluations, &[], &chat(&[]))
-                .verdict(&Extractions::new(), &[])
+            Plan::new(&evaluations, &[], Scoring::default(), &chat(&[]))
+                .verdict(&Extractions::new(), &spoken(&[]))
                 .all_required_skipped
         );
-        let verdict = Plan::new(&evaluations, &[], &voice(&[])).verdict(&Extractions::new(), &[]);
+        let verdict = Plan::new(&evaluations, &[], Scoring::default(), &voice(&[]))
+            .verdict(&Extractions::new(), &spoken(&[]));
         assert!(!verdict.results.passed && verdict.results.evaluations[0].error.is_some());
     }
 
@@ -1358,7 +1440,7 @@ mod tests {
             json!({"role": "tool_calls", "toolCalls": [{"function": {"name": "book", "arguments": "{\"n\":2}"}}]}),
             json!({"role": "tool_call_result", "name": "book", "result": "booked"}),
         ];
-        let plan = Plan::new(&evaluations, &[], &chat(&messages));
+        let plan = Plan::new(&evaluations, &[], Scoring::default(), &chat(&messages));
         let members: Vec<_> = plan.groups().iter().map(|group| group.outputs.clone()).collect();
         assert_eq!(members, [vec![0, 2], vec![3], vec![1]]);
         let [shared, model, own] = plan.groups() else {
@@ -1417,7 +1499,7 @@ mod tests {
         assert_eq!(plan.open_groups(&extractions).count(), 0);
         let text = serde_json::to_string(&extractions).unwrap();
         assert_eq!(serde_json::from_str::<Extractions>(&text).unwrap(), extractions);
-        let verdict = plan.verdict(&extractions, &[]);
+        let verdict = plan.verdict(&extractions, &spoken(&[]));
         let passed: Vec<_> = verdict
             .results
             .evaluations
@@ -1467,7 +1549,7 @@ mod tests {
             .enumerate()
             .map(|(index, schema)| evaluation(ai(&format!("n{index}"), schema.clone()), "=", json!(1)))
             .collect();
-        Plan::new(&evaluations, &[], &chat(&[])).groups()[0].clone()
+        Plan::new(&evaluations, &[], Scoring::default(), &chat(&[])).groups()[0].clone()
     }
 
     #[test]
@@ -1581,12 +1663,13 @@ mod tests {
             Plan::new(
                 &[],
                 expected,
+                Scoring::default(),
                 &Facts {
                     transport,
                     ..voice(&[])
                 },
             )
-            .verdict(&Extractions::new(), latencies)
+            .verdict(&Extractions::new(), &spoken(latencies))
         };
         let limit = [expectation("turn", "max", 100.0)];
         assert!(verdict(Transport::Voice, &turns([100.4]), &limit).results.passed);
@@ -1622,7 +1705,8 @@ mod tests {
             ..voice(&[])
         };
         let expected = [expectation("turn", "max", 100.0)];
-        let verdict = Plan::new(&[], &expected, &live).verdict(&Extractions::new(), &turns([500.0]));
+        let verdict = Plan::new(&[], &expected, Scoring::default(), &live)
+            .verdict(&Extractions::new(), &spoken(&turns([500.0])));
         let result = &verdict.results.latency_evaluations.as_ref().unwrap()[0];
         assert_eq!((result.is_skipped, result.passed), (Some(true), false));
         assert!(result.skip_reason.as_ref().unwrap().contains("GPT Live"));

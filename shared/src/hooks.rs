@@ -251,6 +251,7 @@ mod tests {
             personality: Value::Null,
             simulation: json!({"id": "s"}),
             outputs: Map::new(),
+            metrics: serde_json::Map::new(),
             eval: Value::Null,
         }
     }

@@ -303,6 +303,9 @@ pub struct Item {
     /// The mean time that the target took to answer in its conversation, in milliseconds, if that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u32>,
+    /// Whether its conversation came to the scenario's expected outcome, if it has one and it was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome_met: Option<bool>,
     /// Its call, if it is a voice item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<Call>,
@@ -394,6 +397,7 @@ impl Item {
             facts: Facts::default(),
             model_costs: ModelCosts::default(),
             latency_ms: None,
+            outcome_met: None,
             call: None,
             slots: Slots::default(),
             hooked: false,
@@ -432,10 +436,11 @@ impl Item {
         total(&self.model_costs, &self.facts)
     }
 
-    /// The item with how long its target took to answer.
+    /// The item with how long its target took to answer, and whether the expected outcome was met.
     #[must_use]
-    pub const fn measured(mut self, latency_ms: Option<u32>) -> Self {
+    pub const fn measured(mut self, latency_ms: Option<u32>, outcome_met: Option<bool>) -> Self {
         self.latency_ms = latency_ms;
+        self.outcome_met = outcome_met;
         self
     }
 

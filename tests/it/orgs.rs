@@ -18,7 +18,7 @@ use ringback_shared::{
     clock::{Clock, SystemClock},
     ids,
     secrets::{EndpointSecrets, OrgHooks},
-    store::Store,
+    store::{Kind, Numbered, Store},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -123,6 +123,16 @@ struct Others {
     stand_in: StandIn,
     script: Script,
     receiver: HookReceiver,
+}
+
+/// What one shape of the API keeps of an organization beside all others: definitions, and numbers for them.
+async fn number(store: &Store, org: Uuid) {
+    for kind in [Kind::Metric, Kind::TestProfile, Kind::Project] {
+        let (id, body) = (ids::new_id(SystemClock.now_ms()), json!({"name": "kept"}));
+        store.create_definition(org, kind, id, body, &[]).await.unwrap();
+        let numbers = store.numbers(org, Numbered::Definition(kind), &[id]).await;
+        assert_eq!(numbers.unwrap().len(), 1);
+    }
 }
 
 /// One of each kind of what an organization can have; gives its endpoint.
@@ -240,6 +250,7 @@ async fn a_deleted_organization_leaves_nothing_and_the_others_are_untouched() {
     let providers = [ProviderStandIn::start().await, ProviderStandIn::start().await];
     let (stays, staying) = made(&stack, &api, "stays").await;
     let kept = furnish(&staying, &others, &providers[0]).await;
+    number(&stack.store, stays).await;
     let before = quiet(&local).await;
 
     let (goes, going) = made(&stack, &api, "goes").await;
@@ -253,6 +264,7 @@ async fn a_deleted_organization_leaves_nothing_and_the_others_are_untouched() {
     .await;
     let began = SystemClock.now_ms();
     let gone = furnish(&going, &others, &providers[1]).await;
+    number(&stack.store, goes).await;
     let full = quiet(&local).await;
     // Everything is there of which nothing may stay.
     for prefix in [
@@ -281,7 +293,10 @@ async fn a_deleted_organization_leaves_nothing_and_the_others_are_untouched() {
         "eval",
         "evalrun",
         "idempotency",
+        "metric",
+        "number",
         "personality",
+        "project",
         "run",
         "scenario",
         "schedule",
@@ -290,6 +305,7 @@ async fn a_deleted_organization_leaves_nothing_and_the_others_are_untouched() {
         "squad",
         "structured-output",
         "suite",
+        "test-profile",
     ] {
         assert!(kinds.contains(kind), "{kind}: {kinds:?}");
     }
@@ -306,7 +322,7 @@ async fn a_deleted_organization_leaves_nothing_and_the_others_are_untouched() {
         (&json!(false), &json!("goes"), &json!(0))
     );
     let counts = json!({
-        "apiKeys": 2, "definitions": 8, "schedules": 1, "endpoints": 1, "runs": 4, "evalRuns": 1, "items": 11,
+        "apiKeys": 2, "definitions": 11, "schedules": 1, "endpoints": 1, "runs": 4, "evalRuns": 1, "items": 11,
         "calls": 3, "quarantined": 1, "others": shown["counts"]["others"],
     });
     assert_eq!(shown["counts"], counts);

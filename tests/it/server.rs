@@ -68,6 +68,9 @@ impl Api {
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         let body = answer.bytes().await.unwrap();
+        if body.is_empty() {
+            return (status, Value::Null);
+        }
         let value = serde_json::from_slice(&body).unwrap_or_else(|_| {
             panic!(
                 "{path} answered {status} without JSON: {}",
@@ -77,7 +80,13 @@ impl Api {
         (status, value)
     }
 
-    async fn expect(&self, method: Method, path: &str, body: Option<&Value>, status: u16) -> Value {
+    pub(crate) async fn expect(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        status: u16,
+    ) -> Value {
         let (answered, value) = self.call(method.clone(), path, body).await;
         assert_eq!(answered, status, "{method} {path}: {value:#}");
         value

@@ -78,6 +78,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
         personality: json!({"name": "p"}),
         simulation: json!({}),
         outputs: serde_json::Map::new(),
+        metrics: serde_json::Map::new(),
         eval: serde_json::Value::Null,
     };
     let reference = || SimulationRef {
@@ -100,6 +101,7 @@ pub(crate) fn new_run(simulations: u32, iterations: u32) -> NewRun {
             target: json!({}),
             refs: (0..simulations).map(|_| reference()).collect(),
             notify: Receivers::default(),
+            label: serde_json::Map::new(),
         },
         target: json!({}),
         snapshots: vec![snapshot; simulations as usize],
@@ -837,7 +839,7 @@ async fn what_was_stopped_before_its_end_was_not_held() {
         .unwrap();
     to(item, |item| item.cancel(NOW + 1000)).await.unwrap();
     // Never begun, and with a latency that somebody measured.
-    to(next(), |item| item.clone().measured(Some(120)).cancel(NOW))
+    to(next(), |item| item.clone().measured(Some(120), None).cancel(NOW))
         .await
         .unwrap();
 

@@ -98,6 +98,7 @@ pub(crate) async fn create(ctx: &Context, org: Uuid, request: &Request) -> Resul
             target: json!(wanted.target),
             refs: snapshots.iter().map(reference).collect(),
             notify: Receivers::of(wanted.notify),
+            label: Map::new(),
         },
         target,
         snapshots,
@@ -166,6 +167,7 @@ async fn resolve_evals(ctx: &Context, org: Uuid, asked: &Asked) -> Result<Vec<Sn
             personality: Value::Null,
             simulation: Value::Null,
             outputs: Map::new(),
+            metrics: Map::new(),
             eval,
         });
     }

@@ -18,7 +18,7 @@ use ringback_shared::{
 use uuid::Uuid;
 
 use crate::{
-    bounded, hook_secrets,
+    bounded, cekura, hook_secrets,
     http::{ApiError, Request, Response},
     idempotency, runs, schedules,
 };
@@ -181,7 +181,8 @@ impl Look<'_> {
 
 /// The run that a schedule starts, by its definitions as they are now.
 async fn prepare(ctx: &Context, org: Uuid, wanted: &CreateSchedule, now: i64) -> Result<NewRun, ApiError> {
-    let new = runs::prepare(ctx, org, wanted.run(), now).await?;
+    let now_wanted = cekura::as_of_now(ctx, org, wanted).await?;
+    let new = runs::prepare(ctx, org, now_wanted.as_ref().unwrap_or(wanted).run(), now).await?;
     runs::admit(ctx, &new, now).await?;
     Ok(new)
 }

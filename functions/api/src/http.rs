@@ -28,7 +28,7 @@ const MAX_BODY: usize = 4_500_000;
 const MAX_DEPTH: usize = 100;
 
 /// A request, decoded.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
@@ -92,6 +92,8 @@ impl Request {
                 .eq_ignore_ascii_case("bearer")
                 .then(|| token.trim().to_owned())
         });
+        // Where clients of Cekura send the same key.
+        let bearer = bearer.or_else(|| header("x-cekura-api-key"));
         let trace = Trace::of(header(TRACEPARENT).as_deref(), header(AMAZON).as_deref());
         let idempotency_key = event
             .headers
@@ -205,6 +207,22 @@ impl Response {
         }
     }
 
+    /// An answer with this status; `null` is no body.
+    pub(crate) fn of(status: i64, body: &Value) -> Self {
+        match body {
+            Value::Null => Self::stored(status, String::new()),
+            body => Self::new(status, body),
+        }
+    }
+
+    /// The same with the header that the answer to `error` has.
+    pub(crate) fn with_header_of(self, error: ApiError) -> Self {
+        Self {
+            header: error.header,
+            ..self
+        }
+    }
+
     /// An answer that was given before: its status, and its body as it was sent.
     pub(crate) fn stored(status: i64, body: String) -> Self {
         Self {
@@ -311,6 +329,11 @@ impl ApiError {
     /// Whether the same may succeed in a while.
     pub(crate) fn is_transient(&self) -> bool {
         self.status == 429 || self.status >= 500
+    }
+
+    /// Its status.
+    pub(crate) fn status(&self) -> i64 {
+        self.status
     }
 
     /// What it says.

@@ -2,6 +2,7 @@
 
 mod bounded;
 mod built_in;
+mod cekura;
 mod definitions;
 mod endpoints;
 mod evals;
@@ -19,6 +20,7 @@ mod orgs;
 mod reruns;
 mod runs;
 mod schedules;
+mod scoring;
 mod signing;
 mod trials;
 mod ways;
@@ -49,6 +51,9 @@ pub const LOCAL_ORG: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000
 
 /// Handles one request, whatever it is. It always has an answer: what goes wrong becomes an error in the shape that clients parse.
 pub async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
+    if event.raw_path.as_deref().is_some_and(cekura::is_path) {
+        return handle_cekura(ctx, event).await;
+    }
     let answers = async |action, asked: Asked<'_>| match action {
         Action::Secret(action) => answer_with_secrets(action, asked).await,
         action => answer(action, asked).await,
@@ -72,6 +77,17 @@ pub async fn handle_with_secrets(ctx: &Context, event: ApiGatewayV2httpRequest) 
         _ => Err(ApiError::elsewhere(asked.request)),
     };
     respond(ctx, event, answers).await
+}
+
+/// Handles one request in the shape of Cekura's API, as the function `cekura` does.
+pub async fn handle_cekura(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
+    Box::pin(cekura::handle(ctx, event)).await
+}
+
+/// The operations of the API in the shape of Cekura, each by method and path. In a path `{version}` is `v1` or `v2`, and `{channel}` is
+/// `run_scenarios` or a longer name that begins with it.
+pub fn cekura_operations() -> impl Iterator<Item = (&'static str, &'static str)> {
+    cekura::operations()
 }
 
 /// The operations, each by method and path, and whether it is one of those that [`handle_with_secrets`] answers.

@@ -28,7 +28,7 @@ use crate::{
     bounded,
     definitions::Named,
     http::{ApiError, Request, Response},
-    idempotency, runs,
+    idempotency, runs, scoring,
     ways::Way,
 };
 
@@ -53,16 +53,39 @@ pub(crate) async fn rerun(
         return Ok(answer);
     }
     let wanted: RerunSimulationRun = parse(request.optional_json()?)?;
-    must_have_ended(&origin, "rerun")?;
+    let new = rerun_of(ctx, org, &origin, wanted, None, None, now).await?;
+    let new = NewRun {
+        idempotency,
+        trace: request.trace,
+        ..new
+    };
+    runs::start(ctx, new, now).await
+}
+
+/// A run that plays items of `origin` again, of which everything is resolved: those that `wanted` names, of these `only` some if it
+/// says. It says `label` of itself, or what the other says.
+pub(crate) async fn rerun_of(
+    ctx: &Context,
+    org: Uuid,
+    origin: &RunHead,
+    wanted: RerunSimulationRun,
+    only: Option<&BTreeSet<u32>>,
+    label: Option<Map<String, Value>>,
+    now: i64,
+) -> Result<NewRun, ApiError> {
+    must_have_ended(origin, "rerun")?;
     let items = wanted.items.unwrap_or(RerunItems::Failed);
     let cap = match wanted.concurrency_limit {
         Some(limit) => runs::cap(Some(limit))?,
         None => origin.cap,
     };
-    let picked = pick(ctx, &origin, |standing| match items {
-        RerunItems::Failed => standing.state == State::Failed,
-        RerunItems::Unfinished => matches!(standing.state, State::Failed | State::Canceled),
-        RerunItems::All => true,
+    let picked = pick(ctx, origin, |standing| {
+        let fits = match items {
+            RerunItems::Failed => standing.state == State::Failed,
+            RerunItems::Unfinished => matches!(standing.state, State::Failed | State::Canceled),
+            RerunItems::All => true,
+        };
+        fits && only.is_none_or(|only| only.contains(&standing.index))
     })
     .await?;
     if picked.is_empty() {
@@ -87,12 +110,13 @@ pub(crate) async fn rerun(
     // A stored target as it is now: that it was changed is why one plays again.
     let transport = match wanted.transport {
         Some(transport) => transport,
-        None => transport(ctx, &origin, same).await?,
+        None => transport(ctx, origin, same).await?,
     };
     let way = Way::to(ctx, org, &target, Some(&transport)).await?;
-    let material = Material::read(ctx, &origin, manifest, &picked, OriginKind::Rerun).await?;
+    let mut material = Material::read(ctx, origin, manifest, &picked, OriginKind::Rerun).await?;
+    material.manifest.label = label.unwrap_or(material.manifest.label);
     way.check(&material.snapshots)?;
-    let new = NewRun {
+    Ok(NewRun {
         id: ids::new_id(now),
         org,
         kind: RunKind::Simulation,
@@ -110,11 +134,10 @@ pub(crate) async fn rerun(
         target: way.target,
         snapshots: material.snapshots,
         origin: Some(material.origin),
-        idempotency,
+        idempotency: None,
         firing: None,
-        trace: request.trace,
-    };
-    runs::start(ctx, new, now).await
+        trace: None,
+    })
 }
 
 /// Judges the conversations that a run kept once more, in a new run: nothing is said, nobody is called, and no hook is told.
@@ -131,10 +154,31 @@ pub(crate) async fn evaluate(
         return Ok(answer);
     }
     let wanted: EvaluateSimulationRun = parse(request.optional_json()?)?;
-    must_have_ended(&origin, "evaluate")?;
-    let picked = pick(ctx, &origin, |standing| {
+    let (new, _) = evaluation_of(ctx, org, &origin, wanted, None, &[], now).await?;
+    let new = NewRun {
+        idempotency,
+        trace: request.trace,
+        ..new
+    };
+    runs::start(ctx, new, now).await
+}
+
+/// A run that judges what `origin` kept, of which everything is resolved: all that can be judged, of these `only` some if it says, and
+/// by these `metrics` beside those of each scenario. Also gives the places of what is judged in the other run.
+pub(crate) async fn evaluation_of(
+    ctx: &Context,
+    org: Uuid,
+    origin: &RunHead,
+    wanted: EvaluateSimulationRun,
+    only: Option<&BTreeSet<u32>>,
+    metrics: &[Uuid],
+    now: i64,
+) -> Result<(NewRun, Vec<u32>), ApiError> {
+    must_have_ended(origin, "evaluate")?;
+    let picked = pick(ctx, origin, |standing| {
         // What was only judged before has no conversation of its own, but had one to judge.
-        origin.only_judges() || standing.was_held()
+        (origin.only_judges() || standing.was_held())
+            && only.is_none_or(|only| only.contains(&standing.index))
     })
     .await?;
     if picked.is_empty() {
@@ -144,9 +188,10 @@ pub(crate) async fn evaluate(
         )));
     }
     let manifest = ctx.store.manifest(origin.id).await?;
-    let mut material = Material::read(ctx, &origin, manifest, &picked, OriginKind::Evaluation).await?;
-    material.judge_by(ctx, org, &wanted).await?;
+    let mut material = Material::read(ctx, origin, manifest, &picked, OriginKind::Evaluation).await?;
+    material.judge_by(ctx, org, &wanted, metrics).await?;
     let target = ctx.store.target(origin.id).await?;
+    let places = picked.into_iter().map(|(index, _)| index).collect();
     let new = NewRun {
         id: ids::new_id(now),
         org,
@@ -164,11 +209,11 @@ pub(crate) async fn evaluate(
         target,
         snapshots: material.snapshots,
         origin: Some(material.origin),
-        idempotency,
+        idempotency: None,
         firing: None,
-        trace: request.trace,
+        trace: None,
     };
-    runs::start(ctx, new, now).await
+    Ok((new, places))
 }
 
 fn must_have_ended(origin: &RunHead, verb: &str) -> Result<(), ApiError> {
@@ -315,13 +360,14 @@ impl Material {
         })
     }
 
-    /// Gives the snapshots the evaluations that a request asks for. What it does not say is taken from the stored scenario as
+    /// Gives the snapshots the evaluations that a request asks for, and these `metrics` beside their own. What it does not say is taken from the stored scenario as
     /// it is now, or left as it was where the scenario came inline or is gone.
     async fn judge_by(
         &mut self,
         ctx: &Context,
         org: Uuid,
         wanted: &EvaluateSimulationRun,
+        metrics: &[Uuid],
     ) -> Result<(), ApiError> {
         let chosen = self.chosen(wanted)?;
         let mut named = Named::default();
@@ -339,6 +385,7 @@ impl Material {
             let stored = id.and_then(|id| named.get(Kind::Scenario, &id).ok());
             if let Value::Object(scenario) = &mut snapshot.scenario {
                 chosen.write(scenario, stored.map(|(_, stored)| stored));
+                scoring::add_metrics(scenario, metrics);
             }
         }
         self.resolve_outputs(ctx, org).await
@@ -409,9 +456,19 @@ impl Material {
         outputs
             .load(ctx, org, Kind::StructuredOutput, ids.iter().map(String::as_str))
             .await?;
+        let scoring = scoring::Material::load(
+            ctx,
+            org,
+            self.snapshots.iter().map(|snapshot| &snapshot.scenario),
+            &[],
+        )
+        .await?;
         for snapshot in &mut self.snapshots {
-            let evaluations = snapshot.scenario.get("evaluations").and_then(Value::as_array);
-            if evaluations.is_none_or(Vec::is_empty) {
+            let metrics = scoring.complete(&mut snapshot.scenario);
+            // A metric that is gone since is judged as it was.
+            snapshot.metrics.retain(|id, _| !metrics.contains_key(id));
+            snapshot.metrics.extend(metrics);
+            if !scoring::is_judged(&snapshot.scenario) {
                 let name = snapshot.scenario.get("name").and_then(Value::as_str);
                 return Err(ApiError::bad_request(format!(
                     "scenario '{}' has no evaluations; add at least one before you evaluate",
@@ -471,6 +528,13 @@ impl Chosen<'_> {
             };
             match value {
                 Some(value) => scenario.insert(name.to_owned(), value),
+                None => scenario.remove(name),
+            };
+        }
+        // What is scored is the stored scenario's. Its expected outcome stays: a test profile may have been filled in.
+        for name in stored.map(|_| ["metrics", "rubric"]).into_iter().flatten() {
+            match stored.and_then(|stored| stored.get(name)) {
+                Some(value) => scenario.insert(name.to_owned(), value.clone()),
                 None => scenario.remove(name),
             };
         }

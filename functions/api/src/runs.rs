@@ -11,6 +11,7 @@ use ringback_shared::{
     costs, ids,
     lifecycle::Tally,
     models::{
+        Object,
         assistant::{CreateAssistant, CreateSquad},
         parse,
         run::{
@@ -38,6 +39,7 @@ use crate::{
     idempotency,
     lists::ListRequest,
     orgs, schedules,
+    scoring::{self, Material},
     ways::Way,
 };
 
@@ -118,6 +120,7 @@ pub(crate) async fn prepare(
             target: json!(wanted.target),
             refs,
             notify,
+            label: label_of(&wanted.extra),
         },
         target: way.target,
         snapshots,
@@ -126,6 +129,12 @@ pub(crate) async fn prepare(
         firing: None,
         trace: None,
     })
+}
+
+/// What a request in another API's words says of its run, under `label`.
+fn label_of(extra: &Object) -> Object {
+    let label = extra.get("label").and_then(Value::as_object);
+    label.cloned().unwrap_or_default()
 }
 
 /// The Slack webhooks of the suites that entries name, each once.
@@ -391,6 +400,8 @@ struct Entry<'a> {
     scenario: (Option<Uuid>, Value),
     personality: (Option<Uuid>, Value),
     name: Option<String>,
+    /// The test profile that it is played with.
+    profile: Option<&'a str>,
 }
 
 /// Reads the suites that a run's entries name, and writes the names that they have now into the entries.
@@ -514,12 +525,15 @@ async fn resolve_simulations(
             output_ids.iter().map(String::as_str),
         )
         .await?;
+    let profiles: Vec<&str> = resolved.iter().filter_map(|entry| entry.profile).collect();
+    let scenarios = resolved.iter().map(|entry| &entry.scenario.1);
+    let material = Material::load(ctx, org, scenarios, &profiles).await?;
     let (mut refs, mut snapshots) = (
         Vec::with_capacity(resolved.len()),
         Vec::with_capacity(resolved.len()),
     );
     for entry in resolved {
-        let (reference, snapshot) = snapshot(entry, &outputs, now)?;
+        let (reference, snapshot) = snapshot(entry, &outputs, &material, now)?;
         refs.push(reference);
         snapshots.push(snapshot);
     }
@@ -527,7 +541,7 @@ async fn resolve_simulations(
 }
 
 fn resolve_entry<'a>(
-    entry: &SimulationEntry,
+    entry: &'a SimulationEntry,
     simulation: Option<(Uuid, &'a Value)>,
     named: &Named,
 ) -> Result<Entry<'a>, ApiError> {
@@ -567,6 +581,7 @@ fn resolve_entry<'a>(
         scenario,
         personality,
         name: entry.name.clone(),
+        profile: entry.extra.get("testProfileId").and_then(Value::as_str),
     })
 }
 
@@ -585,9 +600,14 @@ pub(crate) fn output_ids(scenario: &Value) -> Vec<String> {
         .collect()
 }
 
-fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRef, Snapshot), ApiError> {
-    let (scenario_id, scenario) = entry.scenario;
-    let (personality_id, personality) = entry.personality;
+fn snapshot(
+    entry: Entry<'_>,
+    outputs: &Named,
+    material: &Material,
+    now: i64,
+) -> Result<(SimulationRef, Snapshot), ApiError> {
+    let (scenario_id, mut scenario) = entry.scenario;
+    let (personality_id, mut personality) = entry.personality;
     let name_of = |value: &Value| {
         value
             .get("name")
@@ -595,16 +615,18 @@ fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRe
             .unwrap_or_default()
             .to_owned()
     };
-    if scenario
-        .get("evaluations")
-        .and_then(Value::as_array)
-        .is_none_or(Vec::is_empty)
-    {
+    if !scoring::is_judged(&scenario) {
         return Err(ApiError::bad_request(format!(
             "scenario '{}' has no evaluations; add at least one before you run it",
             name_of(&scenario)
         )));
     }
+    let metrics = material.complete(&mut scenario);
+    let profile = entry
+        .profile
+        .map(|profile| material.play_with(&mut scenario, profile))
+        .transpose()?;
+    scoring::prepare_conversation(&mut scenario, &mut personality);
     let mut kept = Map::new();
     for id in output_ids(&scenario) {
         let (_, output) = outputs.get(Kind::StructuredOutput, &id)?;
@@ -627,6 +649,9 @@ fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRe
             .unwrap_or_else(|| format!("{} / {}", name_of(&scenario), name_of(&personality)));
         simulation.insert("name".to_owned(), json!(name));
     }
+    if let Some(profile) = profile {
+        simulation.insert("testProfile".to_owned(), profile);
+    }
     let reference = SimulationRef {
         simulation_id,
         scenario_id,
@@ -639,6 +664,7 @@ fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRe
             personality,
             simulation: Value::Object(simulation),
             outputs: kept,
+            metrics,
             eval: Value::Null,
         },
     ))
@@ -648,10 +674,8 @@ fn snapshot(entry: Entry<'_>, outputs: &Named, now: i64) -> Result<(SimulationRe
 pub(crate) async fn found(ctx: &Context, org: Uuid, id: &str) -> Result<RunHead, ApiError> {
     let missing = || ApiError::not_found("Run", id);
     let uuid = Uuid::try_parse(id).map_err(|_| missing())?;
-    ctx.store
-        .run(RunKey::simulation(org, uuid))
-        .await?
-        .ok_or_else(missing)
+    let head = ctx.store.run(RunKey::simulation(org, uuid)).await?;
+    head.filter(|head| head.deleted_at.is_none()).ok_or_else(missing)
 }
 
 fn counts(head: &RunHead, manifest: &Manifest, tally: &Tally) -> SimulationRunItemCounts {
@@ -861,7 +885,7 @@ async fn summary(
 }
 
 /// What a run's target is called; a squad without a name is called as its first member.
-fn target_name(target: &Value) -> Option<String> {
+pub(crate) fn target_name(target: &Value) -> Option<String> {
     let name = |value: &Value| value.get("name")?.as_str().map(str::to_owned);
     let assistant = target.get("assistant").and_then(name);
     assistant.or_else(|| {

@@ -19,10 +19,12 @@ use ringback_shared::{
     lifecycle::{Failure, Fault, Item, Source},
     line::Line,
     llm::{ChatRequest, ModelError, Purpose},
+    measure::{self, Conversation},
     models::{evaluation::LatencyExpectation, simulation::CreateScenario},
     progress,
     provider::{Event, More, ProviderError},
     queue::Message,
+    scores::Scoring,
     store::{ItemDetail, ItemKey, NewEvent, StoreError, TransitionError},
     webhook::Correlation,
 };
@@ -118,6 +120,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
                 )
             });
             let decided = || failure.clone().map_or(Ok(()), Err);
+            let outcome_met = verdict.outcome_met();
             let judged = Judged {
                 verdict,
                 model_uses: bill.judging,
@@ -129,7 +132,7 @@ async fn work(ctx: &Context, message: Message) -> Outcome {
                             item,
                             |item| {
                                 let decided = item.decide(&owner, decided(), now)?;
-                                Ok(decided.charged(&costs).measured(latency))
+                                Ok(decided.charged(&costs).measured(latency, outcome_met))
                             },
                             &result,
                         )
@@ -328,7 +331,8 @@ async fn judge(
             output,
         });
     }
-    let plan = Plan::new(&evaluations, &expectations, &facts);
+    let scoring = Scoring::of(&snapshot.scenario, &snapshot.metrics);
+    let plan = Plan::new(&evaluations, &expectations, scoring, &facts);
     let mut extractions = Extractions::new();
     for kept in &extracts {
         let kept: Extracted = serde_json::from_str(kept).map_err(corrupt)?;
@@ -359,7 +363,17 @@ async fn judge(
         }
         extractions.extend(found.extractions);
     }
-    Ok((plan.verdict(&extractions, &record.latencies), latency))
+    let conversation = Conversation {
+        utterances: &measure::utterances(&messages),
+        latencies: &record.latencies,
+        replied_in: &record.replied_in,
+        duration_ms: facts
+            .ended_ms
+            .zip(facts.started_ms)
+            .map(|(ended, started)| ended - started),
+        voice,
+    };
+    Ok((plan.verdict(&extractions, &conversation), latency))
 }
 
 /// Asks a model for the values of a group of outputs.

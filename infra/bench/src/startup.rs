@@ -32,11 +32,12 @@ const ROUNDS: usize = 3;
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// The functions.
-const FUNCTIONS: [&str; 10] = [
+const FUNCTIONS: [&str; 11] = [
     "api",
     "api-secrets",
     "call-ended",
     "call-started",
+    "cekura",
     "deliver",
     "evaluate",
     "relay",

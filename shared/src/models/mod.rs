@@ -6,8 +6,9 @@
 pub mod assistant;
 pub mod eval;
 pub mod evaluation;
-mod kinds;
+pub(crate) mod kinds;
 pub mod lenient;
+pub mod metric;
 pub mod page;
 pub mod run;
 pub mod schedule;

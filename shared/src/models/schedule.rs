@@ -263,7 +263,12 @@ impl CreateSchedule {
             transport: self.transport.clone(),
             concurrency_limit: self.concurrency_limit,
             notify: self.notify.clone(),
-            extra: Object::new(),
+            extra: self
+                .extra
+                .get_key_value("label")
+                .map(|(name, label)| (name.clone(), label.clone()))
+                .into_iter()
+                .collect(),
         }
     }
 }

@@ -256,7 +256,8 @@ impl Store {
     /// When the table cannot be written.
     pub async fn count_ignored(&self, endpoint: Uuid, kind: &str) -> Result<(), StoreError> {
         let (pk, _) = endpoint_key(endpoint);
-        self.add(&pk, &format!("{IGNORED}{kind}"), COUNT, 1).await
+        self.add(&pk, &format!("{IGNORED}{kind}"), COUNT, 1).await?;
+        Ok(())
     }
 
     /// How many events of an endpoint said nothing about an item, by their kinds.

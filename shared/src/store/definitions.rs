@@ -30,11 +30,17 @@ pub enum Kind {
     Eval,
     /// Runs that start by the clock.
     Schedule,
+    /// Something to score of a conversation.
+    Metric,
+    /// Variables for the target and for the tester.
+    TestProfile,
+    /// What holds for all of an organization's runs in the Cekura shape: its rubric and its webhooks.
+    Project,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Personality,
         Self::Scenario,
         Self::Simulation,
@@ -45,6 +51,9 @@ impl Kind {
         Self::Endpoint,
         Self::Eval,
         Self::Schedule,
+        Self::Metric,
+        Self::TestProfile,
+        Self::Project,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -59,7 +68,14 @@ impl Kind {
             Self::Endpoint => "endpoint",
             Self::Eval => "eval",
             Self::Schedule => "schedule",
+            Self::Metric => "metric",
+            Self::TestProfile => "test-profile",
+            Self::Project => "project",
         }
+    }
+
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 

@@ -159,6 +159,7 @@ const STANDING: &[&str] = &[
     "facts",
     "decidedAt",
     "latencyMs",
+    "outcomeMet",
 ];
 
 /// What an item came to so far.
@@ -183,6 +184,9 @@ pub struct Standing {
     /// The mean time that the target took to answer, in milliseconds.
     #[serde(default)]
     pub latency_ms: Option<u32>,
+    /// Whether the expected outcome was met, if there was one and it was judged.
+    #[serde(default)]
+    pub outcome_met: Option<bool>,
 }
 
 impl Standing {

@@ -8,6 +8,7 @@
 //! | `SECRET#{name}` | `REVISION` | how often the secrets of that name were changed; they themselves are elsewhere |
 //! | `ORG#{org}#{kind}` | id | a definition (personality, scenario, …), or with kind `run` or `evalrun` a run's head |
 //! | `ORG#{org}#idempotency` | sha256 of the key | which run a request with that key made, or what it was answered |
+//! | `ORG#{org}#number` | `next`, `id#{kind}#{id}`, `n#{number}` | how many numbers were given; an object's number; what a number stands for |
 //! | `ORG#{org}#call#{call}` | `CALL` | whose call it is, by the id that users see |
 //! | `RUN#{run}` | `BODY`, `TARGET`, `NAMES`, `SNAP#{simulation}` | what a run was asked for and the snapshots it works from |
 //! | `RUN#{run}` | `HOOK#run-ended`, `REPORT` | to whom the run's end was told, and what it came to |
@@ -42,6 +43,7 @@ mod hooks;
 mod idempotency;
 mod items;
 mod meter;
+mod numbers;
 mod orgs;
 mod quarantine;
 mod removal;
@@ -61,7 +63,7 @@ use aws_sdk_dynamodb::{
     },
     types::{
         AttributeValue, ConditionCheck, Delete, KeysAndAttributes, Put, PutRequest, ReturnConsumedCapacity,
-        ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update, WriteRequest,
+        ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update, WriteRequest,
     },
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -76,6 +78,7 @@ pub use self::{
         item_from_image,
     },
     meter::{Meter, Usage},
+    numbers::Numbered,
     orgs::{Org, OwnLimit, Principal, Revision},
     removal::{Holding, Holdings},
     runs::{
@@ -470,20 +473,27 @@ impl Store {
         })
     }
 
-    /// Adds to a number of a row, which there need not be. Unlike in a transaction, those who add at the same time do not meet.
-    async fn add(&self, pk: &str, sk: &str, name: &str, amount: i64) -> Result<(), StoreError> {
-        self.client
+    /// Adds to a number of a row, which there need not be, and gives the sum. Unlike in a transaction, those who add at the same time
+    /// do not meet.
+    async fn add(&self, pk: &str, sk: &str, name: &str, amount: i64) -> Result<i64, StoreError> {
+        let answer = self
+            .client
             .update_item()
             .table_name(&*self.table)
             .set_key(Some(key(pk, sk)))
             .update_expression("ADD #name :amount")
             .expression_attribute_names("#name", name)
             .expression_attribute_values(":amount", number(amount))
+            .return_values(ReturnValue::UpdatedNew)
             .set_return_consumed_capacity(self.capacity())
             .send()
             .await
-            .map(|_| ())
-            .map_err(|error| service_error("UpdateItem", &error))
+            .map_err(|error| service_error("UpdateItem", &error))?;
+        answer
+            .attributes
+            .as_ref()
+            .and_then(|row| integer(row, name))
+            .ok_or_else(|| StoreError::Corrupt(format!("no number in '{name}'")))
     }
 
     async fn put_once(&self, request: PutItemFluentBuilder) -> Result<(), PutError> {

@@ -16,7 +16,7 @@
 //! | `RUN#{run}#{partition}`: heads of items, tallies | the run's head |
 //! | `RUN#{run}#slots` | the run's head |
 //! | `ITEM#{item}`: replies, events, extractions, results, outputs, improvements, hooks | the run's head: an item's id follows from it |
-//! | `ORG#{org}#idempotency`, `ORG#{org}#slots`, `ORG#{org}#spent`, `ORG#{org}#waiting` | the organization's id |
+//! | `ORG#{org}#idempotency`, `ORG#{org}#number`, `ORG#{org}#slots`, `ORG#{org}#spent`, `ORG#{org}#waiting` | the organization's id |
 //! | `SECRET#endpoint/{endpoint}`, `SECRET#org/{org}` | the endpoint's and the organization's id |
 //! | `QUARANTINE#{day}` | a look through those days that there are: messages that name the organization, or a run, an endpoint or a schedule of it |
 //! | `ORG#{org}` | the organization's id |
@@ -35,6 +35,7 @@ use super::{
     definitions::partition,
     idempotency::keys_pk,
     key,
+    numbers::numbers_pk,
     orgs::{API_KEY, ORG, Org, api_key_row, org_pk, revision_pk},
     quarantine::QUARANTINE,
     read,
@@ -76,7 +77,7 @@ pub struct Holding {
     pub calls: u64,
     /// Messages in the quarantine that name it or something of it.
     pub quarantined: u64,
-    /// Rows of its idempotency keys, slots, spending and runs that wait.
+    /// Rows of its idempotency keys, numbers, slots, spending and runs that wait.
     pub others: u64,
 }
 
@@ -505,8 +506,14 @@ impl Store {
 }
 
 /// The partitions of an organization that list nothing else.
-fn others(org: Uuid) -> [String; 4] {
-    [keys_pk(org), call_slots_pk(org), spent_pk(org), waiting_pk(org)]
+fn others(org: Uuid) -> [String; 5] {
+    [
+        keys_pk(org),
+        numbers_pk(org),
+        call_slots_pk(org),
+        spent_pk(org),
+        waiting_pk(org),
+    ]
 }
 
 #[cfg(test)]
@@ -540,6 +547,7 @@ mod tests {
         assert_eq!(names.len(), Kind::ALL.len());
         // Whoever adds a kind has to add it to the list as well.
         for kind in Kind::ALL {
+            assert_eq!(Kind::of_name(kind.name()), Some(kind));
             match kind {
                 Kind::Personality
                 | Kind::Scenario
@@ -550,7 +558,10 @@ mod tests {
                 | Kind::StructuredOutput
                 | Kind::Endpoint
                 | Kind::Eval
-                | Kind::Schedule => {}
+                | Kind::Schedule
+                | Kind::Metric
+                | Kind::TestProfile
+                | Kind::Project => {}
             }
         }
     }

@@ -389,6 +389,9 @@ pub struct Manifest {
     /// Who is told how it came out.
     #[serde(default, skip_serializing_if = "Receivers::is_empty")]
     pub notify: Receivers,
+    /// What else the request said of the run in another API's words, such as its name.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub label: serde_json::Map<String, Value>,
 }
 
 /// Who is told how a run came out.
@@ -473,6 +476,9 @@ pub struct Snapshot {
     /// The stored structured outputs that the scenario's evaluations name, by id.
     #[serde(default)]
     pub outputs: serde_json::Map<String, Value>,
+    /// The metrics that the scenario names, by id.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub metrics: serde_json::Map<String, Value>,
     /// The eval, with its `evalId` if it is stored; then there is nothing else.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub eval: Value,
