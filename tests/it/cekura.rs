@@ -705,6 +705,9 @@ async fn personalities_and_test_profiles_multiply_a_launch() {
     let launched = launch(&api, body).await;
     assert_eq!(list(&launched["runs"]).len(), 8, "the agent is the scenario's");
     assert_eq!(launched["runs"][0]["test_profile_data"]["name"], "Ann");
+    // More than a run may repeat a simulation.
+    let body = json!({"agent_id": cast.0["id"], "scenarios": [scenario["id"]], "frequency": 25});
+    assert_eq!(list(&launch(&api, body).await["runs"]).len(), 25);
     let result = completed(&api, id(&launched)).await;
     assert_counts(&result);
     let mut seen = BTreeSet::new();
@@ -796,6 +799,19 @@ async fn cron_jobs_start_results() {
         ),
         (&json!(true), &json!("Nightly"), &json!(2))
     );
+    // One that names tags plays what has them when it fires.
+    let tagged = json!({"name": "Tagged", "agent": cast.0["id"], "tags": ["a"], "crontab_expression": "0 3 * * *", "execution_mode": "text"});
+    let tagged = api.post(CRON, &tagged).await;
+    assert_eq!(
+        (&tagged["tags"], &tagged["scenarios"]),
+        (&json!(["a"]), &json!([]))
+    );
+    self::scenario(&api, &cast, "b", json!({"tags": ["a", "b"]})).await;
+    let schedule = api.get("/schedule?name=Tagged").await[0]["id"].clone();
+    let started = api
+        .post(&format!("/schedule/{}/run", text(&schedule)), &json!({}))
+        .await;
+    assert_eq!(started["itemCounts"]["total"], 2, "{started}");
     for (field, value) in [
         ("crontab_expression", json!("x")),
         ("timezone", json!("Nowhere/Land")),

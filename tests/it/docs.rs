@@ -74,6 +74,24 @@ async fn every_route_of_the_readme_is_served_and_no_other_method() {
 }
 
 #[test]
+fn every_route_in_the_shape_of_cekura_is_in_the_readme_and_the_other_way_round() {
+    let mut documented = BTreeSet::new();
+    for row in table(&paper("README.md"), "in the shape of Cekura") {
+        let paths = code(&row[0]);
+        let methods: Vec<&str> = row[1].split('·').collect();
+        assert_eq!(paths.len(), methods.len(), "{row:?}");
+        for (path, methods) in paths.into_iter().zip(methods) {
+            let methods = methods.split(',').map(|method| method.trim().to_owned());
+            documented.extend(methods.map(|method| (method, path.clone())));
+        }
+    }
+    let served: BTreeSet<_> = ringback_api::cekura_operations()
+        .map(|(method, path)| (method.to_owned(), path.to_owned()))
+        .collect();
+    assert_eq!(documented, served);
+}
+
+#[test]
 fn every_option_of_serve_is_in_the_readme_and_the_other_way_round() {
     let help = Command::new(program())
         .args(["serve", "--help"])

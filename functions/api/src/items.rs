@@ -171,7 +171,7 @@ pub(crate) async fn list(
 }
 
 /// The items with these indexes, piece by piece and in their order.
-pub(crate) fn pieces<'a>(
+fn pieces<'a>(
     ctx: &'a Context,
     head: &'a RunHead,
     indexes: &'a [u32],

@@ -106,13 +106,16 @@ impl Resource for Agents {
         }
         let short: String = name.chars().take(ASSISTANT_NAME).collect();
         assistant.insert("name".to_owned(), json!(short));
-        match model {
-            Some(model) => {
-                assistant.insert("model".to_owned(), Value::Object(model));
-            }
-            // What it was made of in another shape stays unless this changes it.
-            None if stored.is_some_and(|stored| system_prompt(stored) == description) => {}
-            None => with_system_prompt(&mut assistant, &description),
+        let same_model = model.as_ref() == assistant.get("model").and_then(Value::as_object);
+        if let Some(model) = model {
+            assistant.insert("model".to_owned(), Value::Object(model));
+        }
+        // What a model is told stays as it was written there, also in another shape, unless this changes it.
+        let told = Value::Object(assistant.clone());
+        let is_told = !system_prompt(&told).is_empty();
+        let changed = stored.is_some_and(|stored| self::description(stored) != description);
+        if !is_told || (changed && same_model) {
+            with_system_prompt(&mut assistant, &description);
         }
         match number {
             Some(number) => assistant.insert("phoneNumber".to_owned(), json!(number)),
@@ -132,7 +135,11 @@ impl Resource for Agents {
         let kept = rest
             .into_iter()
             .filter(|(name, value)| !TAKEN.contains(&name.as_str()) && !value.is_null());
-        assistant.insert("cekura".to_owned(), Value::Object(kept.collect()));
+        let mut kept: Object = kept.collect();
+        if system_prompt(&Value::Object(assistant.clone())) != description {
+            kept.insert("description".to_owned(), json!(description));
+        }
+        assistant.insert("cekura".to_owned(), Value::Object(kept));
         Ok(assistant)
     }
 
@@ -148,7 +155,7 @@ impl Resource for Agents {
         let inbound = own.get("inbound").and_then(Value::as_bool).unwrap_or(true);
         let number = body.get("phoneNumber").cloned().unwrap_or_default();
         let mut shown = json!({
-            "description": system_prompt(body), "language": "en", "project": numbers.of(Kind::Project, asked.org),
+            "description": description(body), "model": body.get("model"), "language": "en", "project": numbers.of(Kind::Project, asked.org),
             "first_message": body.get("firstMessage"),
         })
         .as_object()
@@ -208,6 +215,12 @@ impl Resource for Agents {
 pub(super) fn name(body: &Value) -> String {
     let own = body.pointer("/cekura/agent_name").and_then(Value::as_str);
     own.unwrap_or_else(|| text(body, "name")).to_owned()
+}
+
+/// What an agent is said to be: in words of its own, or else in those that its model is told.
+fn description(body: &Value) -> &str {
+    let own = body.pointer("/cekura/description").and_then(Value::as_str);
+    own.unwrap_or_else(|| system_prompt(body))
 }
 
 /// Whether somebody calls an agent; an outbound one calls.

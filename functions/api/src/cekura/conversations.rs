@@ -19,12 +19,12 @@ use super::{
     answer::{Answer, Paging, Refusal},
     objects::{self, Asked, Numbers, number, text},
     personalities::system_prompt,
-    results::{self, Whole, duration_ms, run_number, split_run, success_of},
-    transcripts,
+    results, transcripts,
+    whole::{Whole, duration_ms, run_number, split_run, status_of, success_of},
 };
 use crate::{
     http::{Query, Response},
-    runs,
+    items, runs,
 };
 
 /// The most runs that are read at once by their ids.
@@ -76,9 +76,16 @@ async fn shown(
         return Ok(run);
     }
     let briefing = ctx.briefing(head.id, item.simulation).await?;
-    let (held, detail) = match briefing.origin.and_then(|origin| origin.conversation) {
+    let at = briefing.origin.and_then(|origin| origin.conversation);
+    let (held, detail) = match at {
         Some(at) => ctx.store.conversation(at).await?,
-        None => (item.clone(), ctx.store.item_detail(item.id()).await?),
+        None => {
+            // With its call, which its standing does not tell.
+            let whole = items::load(ctx, head, &[item.index]).await?.pop();
+            let whole = whole.unwrap_or_else(|| item.clone());
+            let detail = ctx.store.item_detail(whole.id()).await?;
+            (whole, detail)
+        }
     };
     let record = CallRecord::of(&held, &detail)?;
     let entries = transcripts::object(&record.messages);
@@ -215,7 +222,7 @@ pub(super) async fn bulk(asked: Asked<'_>) -> Answer {
 pub(super) async fn end_call(asked: Asked<'_>, id: &str) -> Answer {
     let (head, index) = found(asked, id).await?;
     let head = runs::ensure_item(asked.ctx, head, index).await?;
-    let item = crate::items::load(asked.ctx, &head, &[index]).await?.pop();
+    let item = items::load(asked.ctx, &head, &[index]).await?.pop();
     let item = item.ok_or_else(Refusal::not_found)?;
     let now = asked.ctx.clock.now_ms();
     match asked.ctx.store.transition(item, |item| item.cancel(now)).await {
@@ -391,7 +398,7 @@ impl Filters {
             && self
                 .statuses
                 .as_ref()
-                .is_none_or(|statuses| statuses.contains(results::status_of(item)))
+                .is_none_or(|statuses| statuses.contains(status_of(item)))
             && self
                 .success
                 .is_none_or(|success| success_of(item) == Some(success))

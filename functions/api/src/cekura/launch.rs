@@ -207,6 +207,12 @@ impl Launch {
     /// The run that is wanted.
     pub(super) async fn run(&self, asked: Asked<'_>) -> Result<CreateSimulationRun, Refusal> {
         let (target, transport) = self.way(asked).await?;
+        // More than a run may repeat each simulation are so many entries.
+        let most = i64::from(asked.ctx.config.max_iterations);
+        let (iterations, times) = match self.frequency {
+            frequency if frequency <= most => (frequency, 1),
+            frequency => (1, frequency),
+        };
         let mut simulations = Vec::new();
         let mut played_with = Vec::new();
         for scenario in &self.scenarios {
@@ -239,8 +245,10 @@ impl Launch {
                     if let Some(profile) = profile {
                         entry.extra.insert("testProfileId".to_owned(), json!(profile));
                     }
-                    played_with.push(profile.clone());
-                    simulations.push(SimulationRunEntry::Simulation(Box::new(entry)));
+                    for _ in 0..times {
+                        played_with.push(profile.clone());
+                        simulations.push(SimulationRunEntry::Simulation(Box::new(entry.clone())));
+                    }
                 }
             }
         }
@@ -281,7 +289,7 @@ impl Launch {
         Ok(CreateSimulationRun {
             simulations,
             target,
-            iterations: self.frequency,
+            iterations,
             transport: Some(transport),
             concurrency_limit: self.concurrency,
             notify: None,
@@ -499,7 +507,12 @@ pub(super) async fn launch(asked: Asked<'_>, suffix: &str) -> Answer {
     let mut fields = Fields::of(asked.request)?;
     let launch = Launch::read(asked, &mut fields, channel, &LAUNCH).await?;
     let wanted = launch.run(asked).await?;
-    let new = runs::prepare(asked.ctx, asked.org, wanted, now).await?;
+    let prepared = runs::prepare(asked.ctx, asked.org, wanted, now).await;
+    let new = prepared.map_err(|error| match error.is_not_found() {
+        // Something that a scenario names was deleted.
+        true => Refusal::field("scenarios", error.text()),
+        false => error.into(),
+    })?;
     let (head, _) = runs::begin(asked.ctx, results::of_request(asked, new)?, now).await?;
     results::launched(asked, head).await
 }

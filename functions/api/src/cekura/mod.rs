@@ -17,6 +17,7 @@ mod projects;
 mod results;
 mod scenarios;
 mod transcripts;
+mod whole;
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
 use ringback_shared::context::Context;

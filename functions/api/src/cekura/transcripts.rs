@@ -50,7 +50,7 @@ fn tool(role: &str, content: &str, data: &Value) -> Value {
 fn clock(seconds: Option<f64>) -> String {
     #[expect(clippy::cast_possible_truncation, reason = "it saturates")]
     let ms = (seconds.unwrap_or_default() * 1000.0) as i64;
-    super::results::minutes(Some(ms))
+    super::whole::minutes(Some(ms))
 }
 
 /// A conversation as text, a line for each thing that was said.
