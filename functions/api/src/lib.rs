@@ -223,19 +223,11 @@ async fn answer(action: Action, asked: Asked<'_>) -> Result<Response, ApiError> 
         Action::ReadEvalRun => evals::read(ctx, org, id).await,
         Action::CancelEvalRun => evals::cancel(ctx, org, id).await,
         Action::DeleteEvalRun => evals::delete(ctx, org, id).await,
-        Action::ListSchedules => schedules::list(ctx, org, request).await,
-        Action::CreateSchedule => Box::pin(schedules::create(ctx, org, request.json()?)).await,
-        Action::ReadSchedule => schedules::read(ctx, org, id).await,
-        Action::UpdateSchedule => Box::pin(schedules::update(ctx, org, id, request.optional_json()?)).await,
-        Action::DeleteSchedule => schedules::delete(ctx, org, id).await,
-        Action::RunSchedule => Box::pin(firing::run_now(ctx, org, id, request)).await,
-        Action::ListFirings => schedules::firings(ctx, org, id, request).await,
-        Action::ReadTrend => schedules::trend(ctx, org, id, request).await,
         Action::Secret(_) => Err(ApiError::elsewhere(request)),
     }
 }
 
-/// Answers what asks models or changes secrets.
+/// Answers what asks models, changes secrets, or is large and seldom wanted.
 async fn answer_with_secrets(action: SecretAction, asked: Asked<'_>) -> Result<Response, ApiError> {
     let Asked {
         ctx,
@@ -268,6 +260,16 @@ async fn answer_with_secrets(action: SecretAction, asked: Asked<'_>) -> Result<R
         SecretAction::ReadHookSecrets => hook_secrets::read(ctx, org).await,
         SecretAction::AddHookSecret => hook_secrets::add(ctx, org).await,
         SecretAction::DeleteHookSecret => hook_secrets::remove(ctx, org, id).await,
+        SecretAction::ListSchedules => schedules::list(ctx, org, request).await,
+        SecretAction::CreateSchedule => Box::pin(schedules::create(ctx, org, request.json()?)).await,
+        SecretAction::ReadSchedule => schedules::read(ctx, org, id).await,
+        SecretAction::UpdateSchedule => {
+            Box::pin(schedules::update(ctx, org, id, request.optional_json()?)).await
+        }
+        SecretAction::DeleteSchedule => schedules::delete(ctx, org, id).await,
+        SecretAction::RunSchedule => Box::pin(firing::run_now(ctx, org, id, request)).await,
+        SecretAction::ListFirings => schedules::firings(ctx, org, id, request).await,
+        SecretAction::ReadTrend => schedules::trend(ctx, org, id, request).await,
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) struct Refusal {
     status: i64,
     body: Value,
     /// The error it was made of, which has its own headers.
-    from: Option<ApiError>,
+    from: Option<Box<ApiError>>,
 }
 
 impl Refusal {
@@ -51,7 +51,7 @@ impl Refusal {
     /// The key is missing or wrong.
     pub(super) fn unauthorized() -> Self {
         Self {
-            from: Some(ApiError::unauthorized("")),
+            from: Some(Box::new(ApiError::unauthorized(""))),
             ..Self::detail(
                 401,
                 "The API key is missing or wrong; send it as the header X-CEKURA-API-KEY.",
@@ -62,21 +62,23 @@ impl Refusal {
     /// There is such a path, but not with this method.
     pub(super) fn method_not_allowed(request: &Request, allowed: &[&str]) -> Self {
         Self {
-            from: Some(ApiError::method_not_allowed(request, allowed)),
+            from: Some(Box::new(ApiError::method_not_allowed(request, allowed))),
             ..Self::detail(405, &format!("Method \"{}\" not allowed.", request.method))
         }
     }
 
     /// The same as an error of the other shape.
     pub(super) fn into_error(self) -> ApiError {
-        self.from
-            .unwrap_or_else(|| ApiError::new(self.status, self.body.to_string()))
+        match self.from {
+            Some(error) => *error,
+            None => ApiError::new(self.status, self.body.to_string()),
+        }
     }
 
     pub(super) fn response(self) -> Response {
         let answer = Response::of(self.status, &self.body);
         match self.from {
-            Some(error) => answer.with_header_of(error),
+            Some(error) => answer.with_header_of(*error),
             None => answer,
         }
     }
@@ -88,13 +90,12 @@ impl From<ApiError> for Refusal {
         let status = error.status();
         let body = match status {
             400 => json!([text]),
-            404 => json!({ "detail": text }),
             _ => json!({ "detail": text }),
         };
         Self {
             status,
             body,
-            from: Some(error),
+            from: Some(Box::new(error)),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
     objects::{self, Asked, Numbers, number, text},
     personalities::system_prompt,
     results, transcripts,
-    whole::{Whole, duration_ms, run_number, split_run, status_of, success_of},
+    whole::{Judging, Whole, duration_ms, run_number, split_run, status_of, success_of},
 };
 use crate::{
     http::{Query, Response},
@@ -157,8 +157,14 @@ async fn found(asked: Asked<'_>, id: &str) -> Result<(RunHead, u32), Refusal> {
 }
 
 /// Some runs of one result.
-async fn some(asked: Asked<'_>, head: RunHead, indexes: &[u32], part: Part) -> Result<Vec<Value>, Refusal> {
-    let whole = Whole::read_some(asked, head, indexes).await?;
+async fn some(
+    asked: Asked<'_>,
+    head: RunHead,
+    indexes: &[u32],
+    part: Part,
+    judging: Judging<'_>,
+) -> Result<Vec<Value>, Refusal> {
+    let whole = Whole::read_some(asked, head, indexes, judging).await?;
     let mut numbers = Numbers::default();
     whole.number(asked, &mut numbers).await?;
     let mut all = Vec::with_capacity(whole.items.len());
@@ -170,7 +176,7 @@ async fn some(asked: Asked<'_>, head: RunHead, indexes: &[u32], part: Part) -> R
 
 pub(super) async fn read(asked: Asked<'_>, id: &str) -> Answer {
     let (head, index) = found(asked, id).await?;
-    let run = some(asked, head, &[index], Part::Whole).await?.pop();
+    let run = some(asked, head, &[index], Part::Whole, None).await?.pop();
     let mut run = run.ok_or_else(Refusal::not_found)?;
     select(&asked.request.query, &mut run)?;
     Ok(Response::ok(run)?)
@@ -206,7 +212,7 @@ pub(super) async fn bulk(asked: Asked<'_>) -> Answer {
             continue;
         };
         let indexes: Vec<u32> = indexes.into_iter().filter(|&index| index < head.total).collect();
-        for run in some(asked, head, &indexes, Part::Whole).await? {
+        for run in some(asked, head, &indexes, Part::Whole, None).await? {
             let id = run.get("id").and_then(Value::as_u64).unwrap_or_default();
             shown.insert(id, run);
         }
@@ -230,14 +236,14 @@ pub(super) async fn end_call(asked: Asked<'_>, id: &str) -> Answer {
         Err(TransitionError::Refused { .. }) => return Err(Refusal::list("The run is over.")),
         Err(TransitionError::Store(error)) => return Err(error.into()),
     }
-    let run = some(asked, head, &[index], Part::Whole).await?.pop();
+    let run = some(asked, head, &[index], Part::Whole, None).await?.pop();
     Ok(Response::ok(run)?)
 }
 
 /// Where the audio of a call that is up can be listened to.
 pub(super) async fn listen_url(asked: Asked<'_>, id: &str) -> Answer {
     let (head, index) = found(asked, id).await?;
-    let run = some(asked, head, &[index], Part::Whole)
+    let run = some(asked, head, &[index], Part::Whole, None)
         .await?
         .pop()
         .unwrap_or_default();
@@ -430,7 +436,7 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
     let query = &asked.request.query;
     let paging = Paging::of(query)?;
     let filters = Filters::of(asked).await?;
-    let mut heads = results::all_heads(asked).await?;
+    let (mut heads, judging) = results::all_heads(asked).await?;
     heads.retain(|head| filters.takes_result(head));
     if heads.len() > RESULTS {
         return Err(Refusal::list(format!(
@@ -440,7 +446,7 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
     let mut places: Vec<(usize, u32)> = Vec::new();
     let mut wholes = Vec::with_capacity(heads.len());
     for head in heads {
-        let whole = Whole::read_heads(asked, head).await?;
+        let whole = Whole::read_heads(asked, head, Some(&judging)).await?;
         let mut numbers = Numbers::default();
         whole.number(asked, &mut numbers).await?;
         let agent = whole.agent();
@@ -466,7 +472,7 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
             continue;
         };
         let indexes: Vec<u32> = group.iter().map(|(_, index)| *index).collect();
-        entries.extend(some(asked, head.clone(), &indexes, Part::Brief).await?);
+        entries.extend(some(asked, head.clone(), &indexes, Part::Brief, Some(&judging)).await?);
     }
     for entry in &mut entries {
         select(query, entry)?;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     answer::{Answer, Fields, Paging, Refusal, nothing},
     objects::{self, Asked, Numbers, number},
-    whole::{IN_PLACE, Label, READS, SHOWN, Whole, agent_of, heads_since, is_in_place, split_run},
+    whole::{IN_PLACE, Judging, Label, READS, SHOWN, Whole, agent_of, heads_since, is_in_place, split_run},
 };
 use crate::{http::Response, idempotency, reruns, runs};
 /// The run that a result's number stands for.
@@ -27,8 +27,8 @@ pub(super) async fn found(asked: Asked<'_>, number: u64) -> Result<RunHead, Refu
         .ok_or_else(Refusal::not_found)
 }
 
-async fn whole_result(asked: Asked<'_>, head: RunHead) -> Result<Value, Refusal> {
-    let whole = Whole::read(asked, head).await?;
+async fn whole_result(asked: Asked<'_>, head: RunHead, judging: Judging<'_>) -> Result<Value, Refusal> {
+    let whole = Whole::read(asked, head, judging).await?;
     let mut numbers = Numbers::default();
     whole.number(asked, &mut numbers).await?;
     Ok(whole.result(asked, &numbers))
@@ -36,7 +36,7 @@ async fn whole_result(asked: Asked<'_>, head: RunHead) -> Result<Value, Refusal>
 
 /// The answer to the request that launched a run.
 pub(super) async fn launched(asked: Asked<'_>, head: RunHead) -> Answer {
-    let mut whole = Whole::read_heads(asked, head).await?;
+    let mut whole = Whole::read_heads(asked, head, Some(&[])).await?;
     whole.items.truncate(SHOWN as usize);
     let mut numbers = Numbers::default();
     whole.number(asked, &mut numbers).await?;
@@ -45,21 +45,22 @@ pub(super) async fn launched(asked: Asked<'_>, head: RunHead) -> Answer {
 
 pub(super) async fn read(asked: Asked<'_>, id: &str) -> Answer {
     let head = found(asked, number(id)?).await?;
-    let whole = Whole::read(asked, head).await?;
+    let whole = Whole::read(asked, head, None).await?;
     let mut numbers = Numbers::default();
     whole.number(asked, &mut numbers).await?;
     Ok(Response::ok(whole.detail(asked, &numbers))?)
 }
 
-/// All of the organization's results, newest first.
-pub(super) async fn all_heads(asked: Asked<'_>) -> Result<Vec<RunHead>, Refusal> {
-    let mut heads = Vec::new();
+/// All of the organization's results, and the runs that judge them in their places, both newest first.
+pub(super) async fn all_heads(asked: Asked<'_>) -> Result<(Vec<RunHead>, Vec<RunHead>), Refusal> {
+    let (mut results, mut judging) = (Vec::new(), Vec::new());
     for head in heads_since(asked, Uuid::nil()).await? {
-        if is_in_place(asked, &head).await?.is_none() {
-            heads.push(head);
+        match is_in_place(asked, &head).await? {
+            Some(_) => judging.push(head),
+            None => results.push(head),
         }
     }
-    Ok(heads)
+    Ok((results, judging))
 }
 
 pub(super) async fn list(asked: Asked<'_>) -> Answer {
@@ -82,7 +83,7 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
                 .id,
         );
     }
-    let mut heads = all_heads(asked).await?;
+    let (mut heads, judging) = all_heads(asked).await?;
     if agent.is_some() || search.is_some() || !scenarios.is_empty() {
         let store = &asked.ctx.store;
         let with_manifests: Vec<(RunHead, Manifest)> = stream::iter(heads)
@@ -114,7 +115,9 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
     let page = heads.get(paging.places(count)?).unwrap_or_default().to_vec();
     let mut entries = Vec::with_capacity(page.len());
     for some in page.chunks(READS / 4) {
-        let read = some.iter().map(|head| whole_result(asked, head.clone()));
+        let read = some
+            .iter()
+            .map(|head| whole_result(asked, head.clone(), Some(&judging)));
         entries.extend(try_join_all(read).await?);
     }
     paging.answer(&asked.ctx.config.public_url, asked.request, count, entries)
@@ -122,14 +125,17 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
 
 /// Hides a result, stops what is open of it, and has it taken away. What judges its conversations goes with it.
 async fn remove(asked: Asked<'_>, head: RunHead) -> Result<(), Refusal> {
-    let judging = |other: &RunHead| {
-        other.origin.is_some_and(|origin| {
-            origin.kind == OriginKind::Evaluation && (origin.run == head.id || origin.root == head.id)
-        })
-    };
-    let newer = heads_since(asked, head.id).await?;
-    let others: Vec<RunHead> = newer.into_iter().filter(judging).collect();
-    for head in others.into_iter().chain([head]) {
+    let mut newer = heads_since(asked, head.id).await?;
+    newer.reverse();
+    let mut gone = BTreeSet::from([head.id]);
+    // Also what judged again what judged them.
+    newer.retain(|other| {
+        let judges = other
+            .origin
+            .is_some_and(|origin| origin.kind == OriginKind::Evaluation && gone.contains(&origin.run));
+        judges && gone.insert(other.id)
+    });
+    for head in newer.into_iter().chain([head]) {
         let now = asked.ctx.clock.now_ms();
         let change = |head: &mut RunHead| {
             if head.deleted_at.is_some() {
@@ -224,7 +230,7 @@ pub(super) async fn rerun(asked: Asked<'_>, id: &str) -> Answer {
     )
     .await?;
     let (new, _) = runs::begin(asked.ctx, of_request(asked, new)?, now).await?;
-    Ok(Response::ok(whole_result(asked, new).await?)?)
+    Ok(Response::ok(whole_result(asked, new, Some(&[])).await?)?)
 }
 
 /// A new run with what its request says of it.
@@ -246,7 +252,7 @@ pub(super) async fn evaluate(asked: Asked<'_>, id: &str) -> Answer {
     fields.check()?;
     let metrics: Vec<Uuid> = metrics.into_iter().flatten().map(|metric| metric.id).collect();
     evaluate_one(asked, &head, only.as_ref(), &metrics).await?;
-    Ok(Response::ok(whole_result(asked, head).await?)?)
+    Ok(Response::ok(whole_result(asked, head, None).await?)?)
 }
 
 async fn evaluate_one(
@@ -273,7 +279,7 @@ pub(super) async fn bulk_evaluate(asked: Asked<'_>) -> Answer {
     let mut results = Vec::with_capacity(heads.len());
     for head in heads {
         evaluate_one(asked, &head, None, &metrics).await?;
-        results.push(whole_result(asked, head).await?);
+        results.push(whole_result(asked, head, None).await?);
     }
     Ok(Response::ok(results)?)
 }
@@ -300,5 +306,5 @@ pub(super) async fn end_calls(asked: Asked<'_>, id: &str) -> Answer {
         RunState::Ended => head,
         _ => runs::stop(asked.ctx, head).await?,
     };
-    Ok(Response::ok(whole_result(asked, head).await?)?)
+    Ok(Response::ok(whole_result(asked, head, None).await?)?)
 }

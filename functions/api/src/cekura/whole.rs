@@ -245,18 +245,30 @@ pub(super) async fn heads_since(asked: Asked<'_>, first: Uuid) -> Result<Vec<Run
 }
 
 /// The runs that judged a run's conversations in its place, the oldest first.
-async fn judged_again(asked: Asked<'_>, head: &RunHead) -> Result<Vec<JudgedAgain>, Refusal> {
+async fn judged_again(
+    asked: Asked<'_>,
+    head: &RunHead,
+    judging: Judging<'_>,
+) -> Result<Vec<JudgedAgain>, Refusal> {
     let mut found = Vec::new();
     if head.state != RunState::Ended {
         return Ok(found);
     }
-    for newer in heads_since(asked, head.id).await? {
+    let read;
+    let newer = match judging {
+        Some(known) => known,
+        None => {
+            read = heads_since(asked, head.id).await?;
+            read.as_slice()
+        }
+    };
+    for newer in newer {
         if newer.origin.is_none_or(|origin| origin.run != head.id) {
             continue;
         }
-        if let Some(places) = is_in_place(asked, &newer).await? {
+        if let Some(places) = is_in_place(asked, newer).await? {
             let all: Vec<u32> = (0..newer.total).collect();
-            let items = items::load(asked.ctx, &newer, &all).await?;
+            let items = items::load(asked.ctx, newer, &all).await?;
             found.push(JudgedAgain { items, places });
         }
     }
@@ -264,23 +276,35 @@ async fn judged_again(asked: Asked<'_>, head: &RunHead) -> Result<Vec<JudgedAgai
     Ok(found)
 }
 
+/// The organization's runs that judge others in their places, newest first, where somebody has read them.
+pub(super) type Judging<'a> = Option<&'a [RunHead]>;
+
 impl Whole {
     /// Reads a run, with the verdicts on what is shown of it.
-    pub(super) async fn read(asked: Asked<'_>, head: RunHead) -> Result<Self, Refusal> {
-        let whole = Self::read_heads(asked, head).await?;
+    pub(super) async fn read(asked: Asked<'_>, head: RunHead, judging: Judging<'_>) -> Result<Self, Refusal> {
+        let whole = Self::read_heads(asked, head, judging).await?;
         whole.with_verdicts(asked, SHOWN).await
     }
 
     /// Reads a run, of its items only these, with the verdicts on them.
-    pub(super) async fn read_some(asked: Asked<'_>, head: RunHead, indexes: &[u32]) -> Result<Self, Refusal> {
-        let mut whole = Self::read_heads(asked, head).await?;
+    pub(super) async fn read_some(
+        asked: Asked<'_>,
+        head: RunHead,
+        indexes: &[u32],
+        judging: Judging<'_>,
+    ) -> Result<Self, Refusal> {
+        let mut whole = Self::read_heads(asked, head, judging).await?;
         let is_in = |item: &Item| indexes.contains(&item.index);
         whole.items.retain(is_in);
         whole.with_verdicts(asked, u32::MAX).await
     }
 
     /// Reads a run, of its items what a count needs: a result may have 100,000.
-    pub(super) async fn read_heads(asked: Asked<'_>, head: RunHead) -> Result<Self, Refusal> {
+    pub(super) async fn read_heads(
+        asked: Asked<'_>,
+        head: RunHead,
+        judging: Judging<'_>,
+    ) -> Result<Self, Refusal> {
         let store = &asked.ctx.store;
         let (manifest, names) = tokio::try_join!(store.manifest(head.id), store.names(head.id))?;
         // Those that are not stored yet wait.
@@ -300,7 +324,7 @@ impl Whole {
         drop(partitions);
         // Whose verdict an item has, if it is not its own.
         let mut judged_as: HashMap<u32, Uuid> = HashMap::new();
-        for newer in judged_again(asked, &head).await? {
+        for newer in judged_again(asked, &head, judging).await? {
             newer.overlay(&mut items, &mut judged_as);
         }
         let mut counts = Counts::default();
