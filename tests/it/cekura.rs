@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{PERSONALITY, SCENARIO, passing},
-    fixtures::{RUNS, assistant, ended, inline, list, personality, run, text},
+    fixtures::{RUNS, assistant, ended, endpoint, inline, list, personality, run, text},
+    provider::{Auto, ProviderStandIn},
     server::{Api, local, until},
     stand_in::{Fault, Role, StandIn},
 };
@@ -744,6 +745,66 @@ async fn personalities_and_test_profiles_multiply_a_launch() {
         list(&launch(&api, json!({"agent_id": cast.0["id"], "folder_path": "Sales"})).await["runs"]).len(),
         1
     );
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_measured() {
+    let stand_in = StandIn::start().await;
+    let provider = ProviderStandIn::start().await;
+    provider.auto(Auto::Both { talk_ms: 0 });
+    provider.latencies(&[800, 1000, 1200]);
+    let (local, api) = local(&stand_in).await;
+    endpoint(&api, &provider).await;
+    let cast = cast(&stand_in, &api).await;
+    let names = [
+        "latency",
+        "talk_ratio",
+        "words_per_minute",
+        "interruptions",
+        "silence",
+        "repetition_count",
+        "turn_count",
+    ];
+    let metrics = api
+        .post(
+            &format!("{V1}/predefined-metrics/copy/"),
+            &json!({"codes": names}),
+        )
+        .await;
+    let scenario = scenario(&api, &cast, "a", json!({"metrics": ids(&metrics)})).await;
+    let body = json!({"agent_id": cast.0["id"], "scenarios": [scenario["id"]]});
+    let launched = api.post(&format!("{V1}/scenarios/run_scenarios/"), &body).await;
+    let result = completed(&api, id(&launched)).await;
+    assert_counts(&result);
+    assert_seed(&result);
+    assert_eq!(
+        (&result["run_as_text"], &result["run_type"]),
+        (&json!(false), &json!("Voice"))
+    );
+    let run = api.get(&format!("{V1}/runs/{}/", id(&launched["runs"][0]))).await;
+    let found = |name: &str| {
+        let metrics = list(&run["evaluation"]["metrics"]);
+        metrics
+            .iter()
+            .find(|one| one["function_name"] == name)
+            .unwrap()
+            .clone()
+    };
+    let latency = found("latency");
+    assert_eq!(
+        (&latency["score"], &latency["extra"]["percentiles"]["p99"]),
+        (&json!(1000), &json!(1200.0))
+    );
+    for name in names {
+        assert!(found(name)["score"].is_number(), "{}", found(name));
+    }
+    assert_eq!(
+        found("turn_count")["score"].as_u64().unwrap() as usize,
+        list(&run["transcript_object"]).len(),
+        "{run}"
+    );
+    assert!(run["voice_recording_url"].is_string() && run["provider_call_id"].is_string());
     local.shutdown().await;
 }
 

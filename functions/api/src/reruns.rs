@@ -39,6 +39,9 @@ const MAX_EVALUATIONS: usize = 20_000_000;
 /// How many partitions of a run are read at once.
 const READS: usize = 16;
 
+/// How a run that judges another one in its place says so: under this name its label has the places of its items in the other.
+pub(crate) const JUDGES_IN_PLACE: &str = "judgesInPlace";
+
 /// Plays items of a run again, in a new run.
 pub(crate) async fn rerun(
     ctx: &Context,
@@ -241,6 +244,12 @@ async fn transport(ctx: &Context, origin: &RunHead, same: bool) -> Result<Transp
     })
 }
 
+/// What a run says of itself in another API's words, without the places of its items in the run that it judges.
+fn without_places(mut label: Map<String, Value>) -> Map<String, Value> {
+    label.remove(JUDGES_IN_PLACE);
+    label
+}
+
 /// An item by its place in its run, and the place of its simulation.
 type Picked = (u32, u32);
 
@@ -344,6 +353,8 @@ impl Material {
         Ok(Self {
             manifest: Manifest {
                 refs,
+                // Whose places its items have is for the new run to say.
+                label: without_places(manifest.label),
                 notify: Receivers::default(),
                 ..manifest
             },
@@ -360,8 +371,8 @@ impl Material {
         })
     }
 
-    /// Gives the snapshots the evaluations that a request asks for, and these `metrics` beside their own. What it does not say is taken from the stored scenario as
-    /// it is now, or left as it was where the scenario came inline or is gone.
+    /// Gives the snapshots the evaluations that a request asks for, and these `metrics` beside their own. What it does not say is taken
+    /// from the stored scenario as it is now, or left as it was where the scenario came inline or is gone.
     async fn judge_by(
         &mut self,
         ctx: &Context,
@@ -384,7 +395,11 @@ impl Material {
             let id = owner.scenario_id.map(|id| id.to_string());
             let stored = id.and_then(|id| named.get(Kind::Scenario, &id).ok());
             if let Value::Object(scenario) = &mut snapshot.scenario {
-                chosen.write(scenario, stored.map(|(_, stored)| stored));
+                let stored = stored.map(|(_, stored)| stored);
+                chosen.write(scenario, stored);
+                if let Some(stored) = stored {
+                    scoring::renew(scenario, stored, &snapshot.simulation);
+                }
                 scoring::add_metrics(scenario, metrics);
             }
         }
@@ -528,13 +543,6 @@ impl Chosen<'_> {
             };
             match value {
                 Some(value) => scenario.insert(name.to_owned(), value),
-                None => scenario.remove(name),
-            };
-        }
-        // What is scored is the stored scenario's. Its expected outcome stays: a test profile may have been filled in.
-        for name in stored.map(|_| ["metrics", "rubric"]).into_iter().flatten() {
-            match stored.and_then(|stored| stored.get(name)) {
-                Some(value) => scenario.insert(name.to_owned(), value.clone()),
                 None => scenario.remove(name),
             };
         }

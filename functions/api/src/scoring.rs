@@ -135,6 +135,24 @@ fn filled(text: &str, variables: &Object) -> String {
     })
 }
 
+/// Writes what the `stored` scenario is scored by now into the one that a conversation was held by. Of the expected outcome the variables
+/// of the test profile that the `simulation` was played with are filled in once more.
+pub(crate) fn renew(scenario: &mut Object, stored: &Value, simulation: &Value) {
+    for name in ["metrics", "rubric", "expectedOutcome"] {
+        match stored.get(name) {
+            Some(value) => scenario.insert(name.to_owned(), value.clone()),
+            None => scenario.remove(name),
+        };
+    }
+    let variables = simulation
+        .pointer("/testProfile/testingAgentVariables")
+        .and_then(Value::as_object);
+    if let (Some(variables), Some(Value::String(expected))) = (variables, scenario.get_mut("expectedOutcome"))
+    {
+        *expected = filled(expected, variables);
+    }
+}
+
 /// Adds metrics to those that a scenario names.
 pub(crate) fn add_metrics(scenario: &mut Object, metrics: &[Uuid]) {
     if metrics.is_empty() {
@@ -214,6 +232,22 @@ mod tests {
         ] {
             assert_eq!(filled(text, variables), expected);
         }
+    }
+
+    #[test]
+    fn what_is_scored_is_what_the_stored_scenario_says_now() {
+        let mut held =
+            json!({"metrics": ["a"], "rubric": {}, "expectedOutcome": "Old.", "instructions": "I"});
+        let stored = json!({"metrics": ["b"], "expectedOutcome": "{{test_profile.name}} is told.", "instructions": "J"});
+        let simulation = json!({"testProfile": {"testingAgentVariables": {"name": "Ann"}}});
+        renew(held.as_object_mut().unwrap(), &stored, &simulation);
+        let expected = json!({"metrics": ["b"], "expectedOutcome": "Ann is told.", "instructions": "I"});
+        assert_eq!(held, expected);
+        add_metrics(
+            held.as_object_mut().unwrap(),
+            &[Uuid::from_u128(1), Uuid::from_u128(1)],
+        );
+        assert_eq!(held["metrics"], json!(["b", Uuid::from_u128(1)]));
     }
 
     #[test]

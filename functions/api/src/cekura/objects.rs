@@ -232,7 +232,7 @@ async fn one<R: Resource>(asked: Asked<'_>, status: i64, definition: Definition)
     Ok(Response::of(status, &shown.pop().unwrap_or_default()))
 }
 
-/// All definitions of a kind that fit the query, oldest first.
+/// All definitions of a kind that fit the query, newest first.
 pub(super) async fn all<R: Resource>(asked: Asked<'_>) -> Result<Vec<Definition>, Refusal> {
     let fits = R::filter(asked).await?;
     let mut found = Vec::new();

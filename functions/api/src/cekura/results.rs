@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     answer::{Answer, Fields, Paging, Refusal, nothing},
     objects::{self, Asked, Numbers, number},
-    whole::{IN_PLACE, Judging, Label, READS, SHOWN, Whole, agent_of, heads_since, is_in_place, split_run},
+    whole::{Judging, Label, READS, SHOWN, Whole, agent_of, heads_since, is_in_place, split_run},
 };
 use crate::{http::Response, idempotency, reruns, runs};
 /// The run that a result's number stands for.
@@ -265,7 +265,9 @@ async fn evaluate_one(
     let wanted = EvaluateSimulationRun::default();
     let (mut new, places) =
         reruns::evaluation_of(asked.ctx, asked.org, head, wanted, only, metrics, now).await?;
-    new.manifest.label.insert(IN_PLACE.to_owned(), json!(places));
+    new.manifest
+        .label
+        .insert(reruns::JUDGES_IN_PLACE.to_owned(), json!(places));
     runs::begin(asked.ctx, of_request(asked, new)?, now).await?;
     Ok(())
 }

@@ -24,7 +24,7 @@ use super::{
     metrics,
     objects::{Asked, Numbers},
 };
-use crate::{items, runs};
+use crate::{items, reruns::JUDGES_IN_PLACE, runs};
 
 /// The most runs that are shown with their result. What has more says how many are left out; they are in the list of runs.
 pub(super) const SHOWN: u32 = 500;
@@ -175,9 +175,6 @@ pub(super) fn status_of(item: &Item) -> &'static str {
     }
 }
 
-/// The name of what a run that judges another one in its place says of itself: the places of its items in the other.
-pub(super) const IN_PLACE: &str = "judgesInPlace";
-
 /// A run that judged another one's conversations once more, in its place.
 struct JudgedAgain {
     items: Vec<Item>,
@@ -212,7 +209,7 @@ pub(super) async fn is_in_place(asked: Asked<'_>, head: &RunHead) -> Result<Opti
         return Ok(None);
     }
     let manifest = asked.ctx.store.manifest(head.id).await?;
-    let places = manifest.label.get(IN_PLACE).cloned();
+    let places = manifest.label.get(JUDGES_IN_PLACE).cloned();
     Ok(places.and_then(|places| serde_json::from_value(places).ok()))
 }
 
