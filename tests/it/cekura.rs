@@ -324,6 +324,26 @@ async fn a_result_counts_what_its_runs_came_to() {
     local.shutdown().await;
 }
 
+/// A launch from end to end, and that refusals are in this shape.
+pub(crate) async fn a_result_and_what_it_is_made_of(stand_in: &StandIn, api: &Api) {
+    eprintln!("a result in the shape of Cekura");
+    let cast = cast(stand_in, api).await;
+    let polite =
+        json!({"name": "Polite", "description": "Was it polite?", "eval_type": "binary_workflow_adherence"});
+    let polite = metric(api, polite).await;
+    stand_in.judge("here/Polite", answer(json!(true)));
+    stand_in.judge("here/Expected Outcome", outcome(&[true]));
+    let more = json!({"metrics": [id(&polite)], "expected_outcome_prompt": "It is booked."});
+    let scenario = scenario(api, &cast, "here", more).await;
+    let body = json!({"agent_id": cast.0["id"], "scenarios": [scenario["id"]], "frequency": 2});
+    let result = completed(api, id(&launch(api, body).await)).await;
+    assert_counts(&result);
+    assert_seed(&result);
+    assert_eq!(result["success_runs_count"], 2);
+    let (status, fault) = api.call(Method::PUT, &format!("{V1}/results/"), None).await;
+    assert_eq!((status, fault["detail"].is_string()), (405, true), "{fault}");
+}
+
 /// Every field that a result is documented to have is there with its type.
 fn assert_seed(result: &Value) {
     fn is(value: &Value, kind: &str) -> bool {

@@ -31,6 +31,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    cekura,
     crash::by_caller,
     fixtures::{
         RUNS, assert_counted, assert_items_valid, assert_valid, batch, by_voice, counts, ended, endpoint,
@@ -215,6 +216,7 @@ async fn it_works_where_it_runs() {
     let schedule = a_schedule(&place).await;
     chats(&place).await;
     what_needs_secrets(&place).await;
+    cekura::a_result_and_what_it_is_made_of(&place.models, &place.api).await;
     calls(&place).await;
     poison(&place).await;
     a_firing(&place, &schedule).await;
