@@ -145,8 +145,7 @@ pub struct Plan {
 pub struct Verdict {
     /// The item's results.
     pub results: SimulationRunItemResults,
-    /// Whether something was required and all of it was skipped, or nothing was required at all: the item passes, but nothing was
-    /// judged.
+    /// Whether something was required and all of it was skipped, or there was nothing to judge by: the item passes, but nothing was judged.
     pub all_required_skipped: bool,
 }
 
@@ -1733,7 +1732,8 @@ mod tests {
             (vec![skipped(true)], true),
             (vec![skipped(true), judged_ok], false),
             (vec![skipped(false)], false),
-            (vec![], false),
+            // Nothing judged it at all.
+            (vec![], true),
         ] {
             let verdict = judged(&evaluations, &found);
             assert!(verdict.results.passed);
@@ -1783,7 +1783,8 @@ mod tests {
             let expected = outcomes.iter().all(|(outcome, required)| !required || *outcome >= 2);
             prop_assert_eq!(before.results.passed, expected);
             let mut required = outcomes.iter().filter(|(_, required)| *required).peekable();
-            prop_assert_eq!(before.all_required_skipped, required.peek().is_some() && required.all(|(outcome, _)| *outcome == 3));
+            let some = outcomes.is_empty() || required.peek().is_some();
+            prop_assert_eq!(before.all_required_skipped, some && required.all(|(outcome, _)| *outcome == 3));
             if !outcomes.is_empty() {
                 let mut better = outcomes.clone();
                 pick.get(&outcomes);
