@@ -435,7 +435,12 @@ fn words_per_minute(of: &Conversation<'_>) -> Measurement {
 
 /// Where one side began to speak while the other one spoke: the turn, and for how long both did, in seconds.
 fn overlaps(of: &Conversation<'_>, by: Side) -> Option<Vec<(usize, f64)>> {
-    if of.utterances.iter().all(|one| times(one).is_none()) {
+    // Of a side without any times nobody knows when it spoke.
+    let is_timed = |side: Side| {
+        let mut own = of.utterances.iter().filter(|one| one.side == side).peekable();
+        own.peek().is_none() || own.any(|one| times(one).is_some())
+    };
+    if of.utterances.is_empty() || !is_timed(Side::Tester) || !is_timed(Side::Agent) {
         return None;
     }
     let mut found = Vec::new();
@@ -500,7 +505,7 @@ fn stop_time(of: &Conversation<'_>) -> Measurement {
     }
 }
 
-/// A rating of how seldom something happens among the agent's turns.
+/// A rating of how seldom something happens among all turns.
 fn score(of: &Conversation<'_>, counted: Measurement) -> Measurement {
     let Some(count) = counted.value else {
         return counted;
@@ -726,6 +731,22 @@ mod tests {
                 measure(what, &Settings::default(), &silent).skipped.is_some(),
                 "{what}"
             );
+        }
+    }
+
+    #[test]
+    fn a_side_without_times_leaves_interruptions_unknown() {
+        let messages = [
+            json!({"role": "user", "message": "a", "secondsFromStart": 0.0, "duration": 1000}),
+            json!({"role": "bot", "message": "b"}),
+        ];
+        let said = utterances(&messages);
+        for what in [
+            Measure::Interruptions,
+            Measure::UserInterruptions,
+            Measure::StopTime,
+        ] {
+            assert_eq!(figure(what, &call(&said)), (None, vec![]), "{what}");
         }
     }
 
