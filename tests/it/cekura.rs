@@ -836,7 +836,7 @@ async fn cron_jobs_start_results() {
     let scenario = scenario(&api, &cast, "a", json!({})).await;
     let body = json!({
         "name": "Nightly", "agent": cast.0["id"], "scenarios": [scenario["id"]], "crontab_expression": "0 3 * * *",
-        "timezone": "Europe/Berlin", "frequency": 2, "execution_mode": "text", "notify_on": "failure",
+        "timezone": "Europe/Berlin", "frequency": 2, "execution_mode": "text", "notify_on": "never",
     });
     let job = api.post(CRON, &body).await;
     for (field, value) in body.as_object().unwrap() {
@@ -864,6 +864,20 @@ async fn cron_jobs_start_results() {
         (200, &json!("30 4 * * 1"), &json!(false))
     );
     assert_eq!(changed["scenarios"], job["scenarios"]);
+    // Null takes away what was said.
+    let (_, capped) = api
+        .call(Method::PATCH, &path, Some(&json!({"concurrency_limit": 3})))
+        .await;
+    let null = json!({"concurrency_limit": null, "timezone": null});
+    let (_, free) = api.call(Method::PATCH, &path, Some(&null)).await;
+    assert_eq!(
+        (&capped["concurrency_limit"], &capped["timezone"]),
+        (&json!(3), &json!("Europe/Berlin"))
+    );
+    assert_eq!(
+        (&free["concurrency_limit"], &free["timezone"]),
+        (&Value::Null, &json!("UTC"))
+    );
     // Run by hand in the other shape: it is the same schedule.
     let schedule = api.get("/schedule").await[0]["id"].clone();
     let started = api
@@ -889,15 +903,26 @@ async fn cron_jobs_start_results() {
     );
     self::scenario(&api, &cast, "b", json!({"tags": ["a", "b"]})).await;
     let schedule = api.get("/schedule?name=Tagged").await[0]["id"].clone();
+    // What another shape wrote into it holds for its runs.
+    let other = json!({"iterations": 3});
+    let (status, _) = api
+        .call(
+            Method::PATCH,
+            &format!("/schedule/{}", text(&schedule)),
+            Some(&other),
+        )
+        .await;
+    assert_eq!(status, 200);
     let started = api
         .post(&format!("/schedule/{}/run", text(&schedule)), &json!({}))
         .await;
-    assert_eq!(started["itemCounts"]["total"], 2, "{started}");
+    assert_eq!(started["itemCounts"]["total"], 6, "{started}");
     for (field, value) in [
         ("crontab_expression", json!("x")),
         ("timezone", json!("Nowhere/Land")),
         ("execution_mode", json!("sip")),
         ("agent", json!(99_999)),
+        ("notify_on", json!("failure")),
     ] {
         let mut wrong = body.clone();
         wrong[field] = value;
@@ -1051,6 +1076,18 @@ async fn refusals_are_in_the_shape_that_clients_expect() {
         let (status, fault) = refused(&api, Method::POST, path, body).await;
         assert_eq!(status, 400, "{fault}");
         assert!(text(&fault[field][0]).contains(words), "{field}: {fault}");
+    }
+    let project = id(&api.get("/user/v1/projects/").await["results"][0]);
+    let path = format!("/user/v1/projects/{project}/");
+    for (field, value) in [
+        ("webhook_url", json!("https://example.com/hook")),
+        ("webhook_secret", json!("s")),
+        ("notify_result_webhook_failed", json!(true)),
+        ("notify_pre_run_webhook", json!(true)),
+    ] {
+        let (status, fault) = refused(&api, Method::PATCH, &path, json!({ field: value })).await;
+        assert_eq!(status, 400, "{field}: {fault}");
+        assert!(text(&fault[field][0]).contains("webhooks"), "{field}: {fault}");
     }
     for (suffix, words) in [
         ("_api_chat", "over REST"),

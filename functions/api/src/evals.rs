@@ -389,23 +389,7 @@ pub(crate) async fn cancel(ctx: &Context, org: Uuid, id: &str) -> Result<Respons
 pub(crate) async fn delete(ctx: &Context, org: Uuid, id: &str) -> Result<Response, ApiError> {
     let head = found(ctx, org, id).await?;
     let shown = json!(current(ctx, &head).await?);
-    let now = ctx.clock.now_ms();
-    let head = ctx
-        .store
-        .change_run(head, now, |head| {
-            if head.deleted_at.is_some() {
-                return false;
-            }
-            head.deleted_at = Some(now);
-            if head.state != RunState::Ended {
-                head.canceled_at.get_or_insert(now);
-            }
-            true
-        })
-        .await?;
-    if head.state != RunState::Ended {
-        runs::carried_out(ctx, head).await;
-    }
+    runs::delete(ctx, head).await?;
     Response::ok(bounded::eval_run(shown))
 }
 

@@ -92,8 +92,6 @@ impl Request {
                 .eq_ignore_ascii_case("bearer")
                 .then(|| token.trim().to_owned())
         });
-        // Where clients of Cekura send the same key.
-        let bearer = bearer.or_else(|| header("x-cekura-api-key"));
         let trace = Trace::of(header(TRACEPARENT).as_deref(), header(AMAZON).as_deref());
         let idempotency_key = event
             .headers

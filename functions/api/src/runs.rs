@@ -954,6 +954,26 @@ pub(crate) async fn stop(ctx: &Context, head: RunHead) -> Result<RunHead, ApiErr
     Ok(carried_out(ctx, head).await)
 }
 
+/// Hides a run, and cancels one that has not ended. What is kept of it is taken away later, when nobody can be at work on it any more.
+pub(crate) async fn delete(ctx: &Context, head: RunHead) -> Result<(), ApiError> {
+    let now = ctx.clock.now_ms();
+    let hide = |head: &mut RunHead| {
+        if head.deleted_at.is_some() {
+            return false;
+        }
+        head.deleted_at = Some(now);
+        if head.state != RunState::Ended {
+            head.canceled_at.get_or_insert(now);
+        }
+        true
+    };
+    let head = ctx.store.change_run(head, now, hide).await?;
+    if head.state != RunState::Ended {
+        carried_out(ctx, head).await;
+    }
+    Ok(())
+}
+
 /// Carries a cancellation out and counts what came of it, as far as it can be done in a request. The decision is kept; what fails
 /// here is owed and done later.
 pub(crate) async fn carried_out(ctx: &Context, head: RunHead) -> RunHead {

@@ -57,7 +57,7 @@ impl Material {
     pub(crate) fn complete(&self, scenario: &mut Value) -> Map<String, Value> {
         let scored = Scored::of(scenario);
         if let (Some(rubric), None, Value::Object(scenario)) = (&self.rubric, &scored.rubric, scenario)
-            && !(scored.metrics.is_empty() && scored.expected_outcome.is_none())
+            && !scored.is_empty()
         {
             scenario.insert("rubric".to_owned(), rubric.clone());
         }

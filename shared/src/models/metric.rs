@@ -377,17 +377,13 @@ pub struct Scores {
 }
 
 /// What a scenario says of its scoring, as far as it says anything.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scored {
     /// The ids of its metrics.
-    #[serde(default, deserialize_with = "kinds::or_default")]
     pub metrics: Vec<String>,
     /// What the conversation should come to, in words.
-    #[serde(default)]
     pub expected_outcome: Option<String>,
     /// What decides.
-    #[serde(default)]
     pub rubric: Option<Rubric>,
 }
 

@@ -34,7 +34,7 @@ pub enum Kind {
     Metric,
     /// Variables for the target and for the tester.
     TestProfile,
-    /// What holds for all of an organization's runs in the Cekura shape: its rubric and its webhooks.
+    /// What holds for all of an organization's runs: its rubric.
     Project,
 }
 

@@ -82,6 +82,7 @@ impl Resource for Agents {
         if !inbound && number.is_none() {
             fields.wrong("contact_number", "This field is required for outbound agents.");
         }
+        fields.refuse_webhooks();
         fields.choice("assistant_provider", &PROVIDERS);
         fields.text("assistant_id", 0..=255);
         let model = fields.object("model");

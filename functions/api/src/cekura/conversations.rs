@@ -76,16 +76,9 @@ async fn shown(
         return Ok(run);
     }
     let briefing = ctx.briefing(head.id, item.simulation).await?;
-    let at = briefing.origin.and_then(|origin| origin.conversation);
-    let (held, detail) = match at {
+    let (held, detail) = match briefing.origin.and_then(|origin| origin.conversation) {
         Some(at) => ctx.store.conversation(at).await?,
-        None => {
-            // With its call, which its standing does not tell.
-            let whole = items::load(ctx, head, &[item.index]).await?.pop();
-            let whole = whole.unwrap_or_else(|| item.clone());
-            let detail = ctx.store.item_detail(whole.id()).await?;
-            (whole, detail)
-        }
+        None => (item.clone(), ctx.store.item_detail(item.id()).await?),
     };
     let record = CallRecord::of(&held, &detail)?;
     let entries = transcripts::object(&record.messages);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     answer::{Answer, Fields, Refusal, nothing},
-    launch::{Channel, Launch, Names},
+    launch::{Channel, Launch},
     objects::{self, Asked, Numbers, number, own, text, uuids},
 };
 use crate::{
@@ -21,15 +21,6 @@ use crate::{
 
 /// The longest name, in characters.
 const NAME: usize = 80;
-const CRON: Names = Names {
-    agent: ["agent", "agent_id"],
-    personalities: [
-        "personalities",
-        "personality",
-        "personality_ids",
-        "personality_id",
-    ],
-};
 const MODES: [&str; 10] = [
     "voice",
     "text",
@@ -68,7 +59,7 @@ async fn as_schedule(asked: Asked<'_>, mut fields: Fields) -> Result<Object, Ref
     let mode = fields.choice("execution_mode", &MODES);
     let as_text = fields.flag("run_as_text").unwrap_or(false);
     let mode = mode.unwrap_or_else(|| if as_text { "text" } else { "voice" }.to_owned());
-    fields.choice("notify_on", &["never", "success", "failure", "both"]);
+    fields.refuse_webhooks();
     let via = fields.choice("created_via", &["user", "api", "mcp", "cli", "sdk"]);
     let active = fields.flag("is_active").unwrap_or(true);
     let channel = match Channel::of_mode(&mode) {
@@ -78,7 +69,7 @@ async fn as_schedule(asked: Asked<'_>, mut fields: Fields) -> Result<Object, Ref
             Channel::Text
         }
     };
-    let launch = Launch::read(asked, &mut fields, channel, &CRON).await?;
+    let launch = Launch::read(asked, &mut fields, channel, "agent").await?;
     let mut run = launch.run(asked).await?;
     if let Some(Value::Object(label)) = run.extra.get_mut("label") {
         label.insert("name".to_owned(), json!(name));
@@ -87,9 +78,7 @@ async fn as_schedule(asked: Asked<'_>, mut fields: Fields) -> Result<Object, Ref
     let ids = |list: Option<Value>| list.unwrap_or_else(|| json!([]));
     let mut kept: Object = written
         .into_iter()
-        .filter(|(name, value)| {
-            ["notify_on", "tags", "frequency"].contains(&name.as_str()) && !value.is_null()
-        })
+        .filter(|(name, value)| ["tags", "frequency"].contains(&name.as_str()) && !value.is_null())
         .collect();
     let tagged = kept
         .get("tags")
@@ -105,15 +94,15 @@ async fn as_schedule(asked: Asked<'_>, mut fields: Fields) -> Result<Object, Ref
     let chosen = |list: &[Definition]| -> Value { list.iter().map(|one| json!(one.id)).collect() };
     kept.insert("personalityIds".to_owned(), chosen(launch.personalities()));
     kept.insert("testProfileIds".to_owned(), chosen(launch.profiles()));
-    let mut schedule = match json!(run) {
+    let mut schedule = match json!(&run) {
         Value::Object(schedule) => schedule,
         _ => Object::new(),
     };
     schedule.insert("name".to_owned(), json!(name));
     schedule.insert("cron".to_owned(), json!(cron));
-    if let Some(zone) = timezone {
-        schedule.insert("timezone".to_owned(), json!(zone));
-    }
+    // Null is what there is unless something is said.
+    schedule.insert("timezone".to_owned(), json!(timezone));
+    schedule.insert("concurrencyLimit".to_owned(), json!(run.concurrency_limit));
     schedule.insert("active".to_owned(), json!(active));
     schedule.insert("cekura".to_owned(), Value::Object(kept));
     Ok(schedule)
@@ -138,7 +127,7 @@ fn body_of(response: &Response) -> Value {
 }
 
 fn names(body: &Value) -> Vec<(Kind, Uuid)> {
-    let cekura = |name: &str| body.pointer(&format!("/cekura/{name}"));
+    let cekura = |name: &str| cekura(body, name);
     let target = body.pointer("/target/assistantId");
     [
         (Kind::Assistant, cekura("agentId").or(target)),
@@ -164,7 +153,7 @@ async fn shown(asked: Asked<'_>, schedules: &[Value]) -> Result<Vec<Value>, Refu
 }
 
 fn show(asked: Asked<'_>, body: &Value, numbers: &Numbers) -> Value {
-    let cekura = |name: &str| body.pointer(&format!("/cekura/{name}"));
+    let cekura = |name: &str| cekura(body, name);
     let mode = cekura("execution_mode")
         .and_then(Value::as_str)
         .unwrap_or_else(
@@ -186,7 +175,7 @@ fn show(asked: Asked<'_>, body: &Value, numbers: &Numbers) -> Value {
         "test_profiles": numbers.all_named(Kind::TestProfile, cekura("testProfileIds")),
         "frequency": cekura("frequency").cloned().unwrap_or_else(|| get("iterations")),
         "concurrency_limit": get("concurrencyLimit"), "execution_mode": mode, "run_as_text": mode == "text",
-        "notify_on": cekura("notify_on").unwrap_or(&json!("never")),
+        "notify_on": "never",
         "is_active": body.get("active").and_then(Value::as_bool).unwrap_or(true),
         "created_via": cekura("created_via").unwrap_or(&json!("api")),
         "next_runs": get("nextFirings"), "created_at": get("createdAt"), "updated_at": get("updatedAt"),
@@ -199,10 +188,7 @@ async fn one(asked: Asked<'_>, status: i64, schedule: Value) -> Answer {
 }
 
 pub(super) async fn list(asked: Asked<'_>) -> Answer {
-    let agent = match asked.request.query.get("agent_id") {
-        Some(agent) => Some(objects::found(asked, Kind::Assistant, number(agent)?).await?.id),
-        None => None,
-    };
+    let agent = objects::asked_for(asked, "agent_id", Kind::Assistant).await?;
     let mut found = Vec::new();
     let mut all = Definitions::all(asked.ctx, asked.org, Kind::Schedule);
     while let Some(entries) = all.next().await? {
@@ -234,12 +220,7 @@ pub(super) async fn update(asked: Asked<'_>, id: &str, partly: bool) -> Answer {
     let changed = if is_ours || !partly {
         let mut fields = Object::new();
         if partly {
-            let mut all = shown(asked, std::slice::from_ref(&stored.body)).await?;
-            if let Some(Value::Object(all)) = all.pop() {
-                fields.extend(all.into_iter().filter(|(name, value)| {
-                    WRITTEN.contains(&name.as_str()) && !value.is_null() && *value != json!([])
-                }));
-            }
+            fields = written(asked, &stored.body).await?;
             // One of the two selects.
             for (given, other) in [("scenarios", "tags"), ("tags", "scenarios")] {
                 if changes.contains_key(given) {
@@ -298,16 +279,40 @@ pub(crate) async fn as_of_now(
         version: 1,
     };
     let work = async {
-        let mut fields = Object::new();
-        let mut all = shown(asked, std::slice::from_ref(&body)).await?;
-        if let Some(Value::Object(all)) = all.pop() {
-            fields.extend(all.into_iter().filter(|(name, value)| {
-                WRITTEN.contains(&name.as_str()) && !value.is_null() && *value != json!([])
-            }));
-        }
-        as_schedule(asked, Fields::new(fields)).await
+        let mut fields = Fields::new(written(asked, &body).await?);
+        let mode = cekura(&body, "execution_mode")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let channel = Channel::of_mode(mode).map_err(Refusal::list)?;
+        Launch::read(asked, &mut fields, channel, "agent")
+            .await?
+            .run(asked)
+            .await
     };
-    let fields = work.await.map_err(Refusal::into_error)?;
-    let schedule = serde_json::from_value(Value::Object(fields));
-    schedule.map(Some).map_err(|error| ApiError::internal(&error))
+    let run = work.await.map_err(Refusal::into_error)?;
+    // All else is as somebody wrote it, whoever that was.
+    Ok(Some(CreateSchedule {
+        simulations: run.simulations,
+        ..schedule.clone()
+    }))
+}
+
+/// A schedule's fields as clients write them.
+async fn written(asked: Asked<'_>, body: &Value) -> Result<Object, Refusal> {
+    let mut all = shown(asked, std::slice::from_ref(body)).await?;
+    let all = match all.pop() {
+        Some(Value::Object(all)) => all,
+        _ => Object::new(),
+    };
+    let is_written =
+        |name: &str, value: &Value| WRITTEN.contains(&name) && !value.is_null() && *value != json!([]);
+    Ok(all
+        .into_iter()
+        .filter(|(name, value)| is_written(name, value))
+        .collect())
+}
+
+/// What clients of this shape know of a schedule beside what all do.
+fn cekura<'a>(body: &'a Value, name: &str) -> Option<&'a Value> {
+    body.get("cekura")?.get(name)
 }

@@ -18,8 +18,7 @@ use super::{
     agents,
     answer::{Answer, Fields, Refusal},
     objects::{self, Asked, text, uuids},
-    profiles, results,
-    scenarios::{self, Scenarios},
+    profiles, results, scenarios,
 };
 use crate::{filters::Definitions, runs};
 
@@ -86,32 +85,25 @@ pub(super) struct Launch {
     settings: Object,
 }
 
-/// The names of the same field in a launch and in a cron job.
-pub(super) struct Names {
-    pub(super) agent: [&'static str; 2],
-    pub(super) personalities: [&'static str; 4],
-}
-
-/// Those of a launch.
-pub(super) const LAUNCH: Names = Names {
-    agent: ["agent_id", "agent"],
-    personalities: [
-        "personality_ids",
-        "personality_id",
-        "personalities",
-        "personality",
-    ],
-};
+/// What the agent and the personalities may be called.
+const AGENT: [&str; 2] = ["agent_id", "agent"];
+const PERSONALITIES: [&str; 4] = [
+    "personality_ids",
+    "personality_id",
+    "personalities",
+    "personality",
+];
+const PROFILES: [&str; 3] = ["test_profile_ids", "test_profile_id", "test_profiles"];
 
 impl Launch {
-    /// Reads what a request wants to be launched.
+    /// Reads what a request wants to be launched. `agent_field` is what it calls the agent.
     pub(super) async fn read(
         asked: Asked<'_>,
         fields: &mut Fields,
         channel: Channel,
-        names: &Names,
+        agent_field: &str,
     ) -> Result<Self, Refusal> {
-        let field = fields.first(&names.agent);
+        let field = fields.first(&AGENT);
         let mut agent = match field {
             Some(field) => objects::named(asked, fields, field, Kind::Assistant).await?,
             None => None,
@@ -130,16 +122,13 @@ impl Launch {
             let first = of.next().flatten();
             match first.filter(|first| of.all(|other| other == Some(*first))) {
                 Some(id) => agent = asked.ctx.store.definition(asked.org, Kind::Assistant, id).await?,
-                None => fields.wrong(names.agent[0], "This field is required."),
+                None => fields.wrong(agent_field, "This field is required."),
             }
         }
         let mut lists = Vec::new();
         for (names, kind) in [
-            (names.personalities.as_slice(), Kind::Personality),
-            (
-                &["test_profile_ids", "test_profile_id", "test_profiles"],
-                Kind::TestProfile,
-            ),
+            (&PERSONALITIES[..], Kind::Personality),
+            (&PROFILES[..], Kind::TestProfile),
         ] {
             let mut list: Vec<Definition> = Vec::new();
             for name in names {
@@ -171,6 +160,12 @@ impl Launch {
                 "Ringback mocks the tools that a scenario has mocks for (toolMocks); leave this out.",
             );
         }
+        if fields.raw("outbound_phone_number").is_some() {
+            fields.wrong(
+                "outbound_phone_number",
+                "The provider of the call has the number that calls are made from; leave this out.",
+            );
+        }
         if fields.raw("websocket_url").is_some() {
             fields.wrong(
                 "websocket_url",
@@ -179,7 +174,7 @@ impl Launch {
         }
         fields.check()?;
         let settings = settings(fields);
-        let agent = agent.ok_or_else(|| Refusal::field(names.agent[0], "This field is required."))?;
+        let agent = agent.ok_or_else(|| Refusal::field(agent_field, "This field is required."))?;
         Ok(Self {
             agent,
             scenarios,
@@ -397,7 +392,6 @@ fn settings(fields: &Fields) -> Object {
         "tags",
         "folder_path",
         "agent_number",
-        "outbound_phone_number",
     ];
     kept.into_iter()
         .filter_map(|name| Some((name.to_owned(), fields.raw(name)?.clone())))
@@ -477,7 +471,7 @@ pub(super) async fn selected(asked: Asked<'_>, fields: &mut Fields) -> Result<Ve
 
 async fn every_scenario(asked: Asked<'_>) -> Result<Vec<Definition>, Refusal> {
     let mut found = Vec::new();
-    let mut all = Definitions::all(asked.ctx, asked.org, <Scenarios as objects::Resource>::KIND);
+    let mut all = Definitions::all(asked.ctx, asked.org, Kind::Scenario);
     while let Some(entries) = all.next().await? {
         found.extend(entries);
     }
@@ -505,7 +499,7 @@ pub(super) async fn launch(asked: Asked<'_>, suffix: &str) -> Answer {
         return results::launched(asked, head).await;
     }
     let mut fields = Fields::of(asked.request)?;
-    let launch = Launch::read(asked, &mut fields, channel, &LAUNCH).await?;
+    let launch = Launch::read(asked, &mut fields, channel, "agent_id").await?;
     let wanted = launch.run(asked).await?;
     let prepared = runs::prepare(asked.ctx, asked.org, wanted, now).await;
     let new = prepared.map_err(|error| match error.is_not_found() {

@@ -212,14 +212,7 @@ impl Resource for Metrics {
     }
 
     async fn filter(asked: Asked<'_>) -> Result<Filter, Refusal> {
-        let agent = match asked.request.query.get("agent_id") {
-            Some(number) => Some(
-                objects::found(asked, Kind::Assistant, objects::number(number)?)
-                    .await?
-                    .id,
-            ),
-            None => None,
-        };
+        let agent = objects::asked_for(asked, "agent_id", Kind::Assistant).await?;
         let search = asked.request.query.get("search").map(str::to_lowercase);
         Ok(Box::new(move |body| {
             let agents: Vec<Uuid> = objects::uuids(body.pointer("/cekura/agents")).collect();
@@ -303,12 +296,13 @@ pub(super) async fn copy(asked: Asked<'_>) -> Answer {
 pub(super) async fn bulk_create(asked: Asked<'_>) -> Answer {
     let list: Vec<Object> = serde_json::from_slice(&asked.request.body)
         .map_err(|_| Refusal::list("Expected a list of metrics."))?;
-    let mut made = Vec::with_capacity(list.len());
-    for fields in &list {
-        Metrics::write(asked, Fields::new(fields.clone()), None).await?;
-    }
+    let mut written = Vec::with_capacity(list.len());
     for fields in list {
-        made.push(objects::keep::<Metrics>(asked, Fields::new(fields)).await?);
+        written.push(Metrics::write(asked, Fields::new(fields), None).await?);
+    }
+    let mut made = Vec::with_capacity(written.len());
+    for fields in written {
+        made.push(objects::keep_written::<Metrics>(asked, fields).await?);
     }
     Ok(Response::created(objects::shown::<Metrics>(asked, &made).await?)?)
 }

@@ -42,6 +42,9 @@ pub(crate) use self::cron::as_of_now;
 /// The beginnings of the paths that are of this shape.
 const ROOTS: [&str; 3] = ["test_framework", "schedules", "user"];
 
+/// The header in which clients of Cekura send the key; as a bearer's it is the same.
+const KEY: &str = "x-cekura-api-key";
+
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
@@ -450,9 +453,14 @@ pub(crate) async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> Api
         apiRequestId = event.request_context.request_id,
         org = Empty
     );
+    let key = event.headers.get(KEY).and_then(|key| key.to_str().ok());
+    let key = key.map(|key| key.trim().to_owned());
     let answer = match Request::decode(event) {
-        // On the heap, because it holds whatever any operation may need.
-        Ok(request) => Box::pin(route(ctx, &request)).instrument(span).await,
+        Ok(mut request) => {
+            request.bearer = request.bearer.or(key);
+            // On the heap, because it holds whatever any operation may need.
+            Box::pin(route(ctx, &request)).instrument(span).await
+        }
         Err(error) => Err(error.into()),
     };
     answer.unwrap_or_else(Refusal::response).encode()

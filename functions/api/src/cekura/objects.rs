@@ -121,6 +121,14 @@ pub(super) async fn found(asked: Asked<'_>, kind: Kind, number: u64) -> Result<D
     }
 }
 
+/// The definition whose number a parameter of the query is, if it is there.
+pub(super) async fn asked_for(asked: Asked<'_>, name: &str, kind: Kind) -> Result<Option<Uuid>, Refusal> {
+    match asked.request.query.get(name) {
+        Some(text) => Ok(Some(found(asked, kind, number(text)?).await?.id)),
+        None => Ok(None),
+    }
+}
+
 /// The definitions that a field names, in its order. What is not there is a fault of the field.
 pub(super) async fn all_found(
     asked: Asked<'_>,
@@ -259,9 +267,17 @@ pub(super) async fn read<R: Resource>(asked: Asked<'_>, id: &str) -> Answer {
     one::<R>(asked, 200, definition).await
 }
 
-/// Keeps a new definition.
+/// Keeps a new definition of what a client wrote.
 pub(super) async fn keep<R: Resource>(asked: Asked<'_>, fields: Fields) -> Result<Definition, Refusal> {
     let fields = R::write(asked, fields, None).await?;
+    keep_written::<R>(asked, fields).await
+}
+
+/// Keeps a new definition with these fields.
+pub(super) async fn keep_written<R: Resource>(
+    asked: Asked<'_>,
+    fields: Object,
+) -> Result<Definition, Refusal> {
     let now = asked.ctx.clock.now_ms();
     let id = ids::new_id(now);
     let body = definitions::whole(asked.org, id, fields, now);

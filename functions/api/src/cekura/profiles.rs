@@ -75,14 +75,7 @@ impl Resource for TestProfiles {
     }
 
     async fn filter(asked: Asked<'_>) -> Result<Filter, Refusal> {
-        let agent = match asked.request.query.get("agent_id") {
-            Some(number) => Some(
-                objects::found(asked, Kind::Assistant, objects::number(number)?)
-                    .await?
-                    .id,
-            ),
-            None => None,
-        };
+        let agent = objects::asked_for(asked, "agent_id", Kind::Assistant).await?;
         Ok(Box::new(move |body| {
             agent.is_none_or(|agent| objects::uuids(body.get("agentId")).next() == Some(agent))
         }))

@@ -75,14 +75,7 @@ async fn shown(asked: Asked<'_>, project: &Definition) -> Result<Value, Refusal>
         }
         _ => json!({}),
     };
-    let mut shown = json!({
-        "webhook_url": null, "notify_pre_run_webhook": false, "notify_result_webhook_success": true,
-        "notify_result_webhook_failed": true, "notify_result_webhook_error": true, "notify_cronjob_webhook_success": true,
-        "notify_cronjob_webhook_failed": true, "notify_cronjob_webhook_error": true,
-    })
-    .as_object()
-    .cloned()
-    .unwrap_or_default();
+    let mut shown = Object::new();
     shown.extend(own(&project.body));
     for (name, value) in [
         ("id", json!(numbers.of(Kind::Project, asked.org))),
@@ -129,17 +122,7 @@ pub(super) async fn update(asked: Asked<'_>, id: &str) -> Answer {
     let read = stored(asked).await?;
     let mut fields = Fields::of(asked.request)?;
     let name = fields.text("name", 1..=255);
-    let url = fields.text("webhook_url", 0..=2000).filter(|url| !url.is_empty());
-    if url
-        .as_deref()
-        .is_some_and(|url| !ringback_shared::provider::is_url(url))
-    {
-        fields.wrong("webhook_url", "Enter a valid URL.");
-    }
-    let flags = fields.names(|name| name.starts_with("notify_"));
-    for flag in flags {
-        fields.flag(&flag);
-    }
+    fields.refuse_webhooks();
     let rubric = match fields.object("rubric_config") {
         Some(rubric) => Some(as_rubric(asked, &mut fields, rubric).await?),
         None => None,

@@ -13,9 +13,10 @@ use uuid::Uuid;
 use super::{
     answer::{Answer, Fields, Paging, Refusal, nothing},
     objects::{self, Asked, Numbers, number},
-    whole::{Judging, Label, READS, SHOWN, Whole, agent_of, heads_since, is_in_place, split_run},
+    whole::{InPlace, Judging, Label, READS, Whole, agent_of, heads_since, places_of, split_run},
 };
 use crate::{http::Response, idempotency, reruns, runs};
+
 /// The run that a result's number stands for.
 pub(super) async fn found(asked: Asked<'_>, number: u64) -> Result<RunHead, Refusal> {
     let known = asked.ctx.store.numbered(asked.org, &[number]).await?;
@@ -36,8 +37,7 @@ async fn whole_result(asked: Asked<'_>, head: RunHead, judging: Judging<'_>) -> 
 
 /// The answer to the request that launched a run.
 pub(super) async fn launched(asked: Asked<'_>, head: RunHead) -> Answer {
-    let mut whole = Whole::read_heads(asked, head, Some(&[])).await?;
-    whole.items.truncate(SHOWN as usize);
+    let whole = Whole::new(asked, head).await?;
     let mut numbers = Numbers::default();
     whole.number(asked, &mut numbers).await?;
     Ok(Response::created(whole.launched(asked, &numbers))?)
@@ -52,11 +52,11 @@ pub(super) async fn read(asked: Asked<'_>, id: &str) -> Answer {
 }
 
 /// All of the organization's results, and the runs that judge them in their places, both newest first.
-pub(super) async fn all_heads(asked: Asked<'_>) -> Result<(Vec<RunHead>, Vec<RunHead>), Refusal> {
+pub(super) async fn all_heads(asked: Asked<'_>) -> Result<(Vec<RunHead>, Vec<InPlace>), Refusal> {
     let (mut results, mut judging) = (Vec::new(), Vec::new());
     for head in heads_since(asked, Uuid::nil()).await? {
-        match is_in_place(asked, &head).await? {
-            Some(_) => judging.push(head),
+        match places_of(asked, &head).await? {
+            Some(places) => judging.push(InPlace { head, places }),
             None => results.push(head),
         }
     }
@@ -66,14 +66,7 @@ pub(super) async fn all_heads(asked: Asked<'_>) -> Result<(Vec<RunHead>, Vec<Run
 pub(super) async fn list(asked: Asked<'_>) -> Answer {
     let query = &asked.request.query;
     let paging = Paging::of(query)?;
-    let agent = match query.get("agent_id") {
-        Some(number) => Some(
-            objects::found(asked, Kind::Assistant, objects::number(number)?)
-                .await?
-                .id,
-        ),
-        None => None,
-    };
+    let agent = objects::asked_for(asked, "agent_id", Kind::Assistant).await?;
     let search = query.get("search").map(str::to_lowercase);
     let mut scenarios = BTreeSet::new();
     for number in query.all("scenarios") {
@@ -136,21 +129,7 @@ async fn remove(asked: Asked<'_>, head: RunHead) -> Result<(), Refusal> {
         judges && gone.insert(other.id)
     });
     for head in newer.into_iter().chain([head]) {
-        let now = asked.ctx.clock.now_ms();
-        let change = |head: &mut RunHead| {
-            if head.deleted_at.is_some() {
-                return false;
-            }
-            head.deleted_at = Some(now);
-            if head.state != RunState::Ended {
-                head.canceled_at.get_or_insert(now);
-            }
-            true
-        };
-        let head = asked.ctx.store.change_run(head, now, change).await?;
-        if head.state != RunState::Ended {
-            runs::carried_out(asked.ctx, head).await;
-        }
+        runs::delete(asked.ctx, head).await?;
     }
     Ok(())
 }

@@ -167,14 +167,7 @@ impl Resource for Scenarios {
 
     async fn filter(asked: Asked<'_>) -> Result<Filter, Refusal> {
         let query = &asked.request.query;
-        let agent = match query.get("agent_id") {
-            Some(number) => Some(
-                objects::found(asked, Kind::Assistant, objects::number(number)?)
-                    .await?
-                    .id,
-            ),
-            None => None,
-        };
+        let agent = objects::asked_for(asked, "agent_id", Kind::Assistant).await?;
         let tags: Vec<String> = query.all("tags").map(str::to_owned).collect();
         let how = query.get("tag_filter_type").unwrap_or("or").to_owned();
         if !["and", "or", "not"].contains(&how.as_str()) {

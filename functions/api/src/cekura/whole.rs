@@ -27,7 +27,7 @@ use super::{
 use crate::{items, reruns::JUDGES_IN_PLACE, runs};
 
 /// The most runs that are shown with their result. What has more says how many are left out; they are in the list of runs.
-pub(super) const SHOWN: u32 = 500;
+const SHOWN: u32 = 500;
 /// How many results of items are read at once.
 pub(super) const READS: usize = 16;
 /// How many ids a result has for its runs: the most items that a run of Ringback may have, rounded up.
@@ -45,16 +45,16 @@ pub(super) fn split_run(number: u64) -> (u64, u32) {
 }
 
 /// What a run was asked for in this shape; a run of another shape has said nothing.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Label<'a>(Option<&'a Object>);
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Label<'a>(&'a Object);
 
 impl<'a> Label<'a> {
     pub(super) fn of(manifest: &'a Manifest) -> Self {
-        Self(Some(&manifest.label))
+        Self(&manifest.label)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
-        self.0?.get(name).filter(|value| !value.is_null())
+        self.0.get(name).filter(|value| !value.is_null())
     }
 
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
@@ -175,42 +175,75 @@ pub(super) fn status_of(item: &Item) -> &'static str {
     }
 }
 
-/// A run that judged another one's conversations once more, in its place.
-struct JudgedAgain {
-    items: Vec<Item>,
-    places: Vec<u32>,
+/// A run that judges another one's conversations once more, in its place: it is no result of its own.
+pub(super) struct InPlace {
+    pub(super) head: RunHead,
+    /// The places of its items in the other.
+    pub(super) places: Vec<u32>,
 }
 
-impl JudgedAgain {
-    /// Puts what was found in the place of what was found before. What could not be judged stays as it was.
-    fn overlay(self, items: &mut [Item], judged_as: &mut HashMap<u32, Uuid>) {
-        for (newer, place) in self.items.into_iter().zip(self.places) {
-            // They are all items from the first one on.
-            let Some(item) = items.get_mut(place as usize) else {
-                continue;
-            };
-            match Outcome::of(newer.state, newer.failure.as_ref()) {
-                Outcome::Canceled | Outcome::Errored => continue,
-                Outcome::Open => item.state = State::Evaluating,
-                Outcome::Passed | Outcome::Failed => item.state = newer.state,
-            }
-            judged_as.insert(place, newer.id());
-            item.failure = newer.failure;
-            item.decided_at = newer.decided_at;
-            item.outcome_met = newer.outcome_met;
-            item.updated_at = newer.updated_at;
-        }
-    }
-}
+/// Those of the organization, newest first, where somebody has read them.
+pub(super) type Judging<'a> = Option<&'a [InPlace]>;
 
-/// Whether a run judges another one in its place: it is no result of its own.
-pub(super) async fn is_in_place(asked: Asked<'_>, head: &RunHead) -> Result<Option<Vec<u32>>, Refusal> {
+/// The places of a run's items in the run that it judges in its place, if it does.
+pub(super) async fn places_of(asked: Asked<'_>, head: &RunHead) -> Result<Option<Vec<u32>>, Refusal> {
     if !head.only_judges() {
         return Ok(None);
     }
     let manifest = asked.ctx.store.manifest(head.id).await?;
     let places = manifest.label.get(JUDGES_IN_PLACE).cloned();
     Ok(places.and_then(|places| serde_json::from_value(places).ok()))
+}
+
+/// Puts what was found when a run was judged again in the place of what was found before, oldest first, and notes whose verdict an item has
+/// then. What could not be judged stays as it was. The items are in order.
+async fn judge_again(
+    asked: Asked<'_>,
+    head: &RunHead,
+    judging: Judging<'_>,
+    items: &mut [Item],
+) -> Result<HashMap<u32, Uuid>, Refusal> {
+    let mut judged_as = HashMap::new();
+    if head.state != RunState::Ended {
+        return Ok(judged_as);
+    }
+    let is_of = |newer: &RunHead| newer.origin.is_some_and(|origin| origin.run == head.id);
+    let mut read = Vec::new();
+    if judging.is_none() {
+        for newer in heads_since(asked, head.id).await?.into_iter().filter(is_of) {
+            if let Some(places) = places_of(asked, &newer).await? {
+                read.push(InPlace { head: newer, places });
+            }
+        }
+    }
+    let all = judging.unwrap_or(&read).iter().rev();
+    for InPlace { head: newer, places } in all.filter(|newer| is_of(&newer.head)) {
+        let wanted: Vec<u32> = (0..)
+            .zip(places)
+            .filter_map(|(index, place)| {
+                let is_there = items.binary_search_by_key(place, |item| item.index).is_ok();
+                is_there.then_some(index)
+            })
+            .collect();
+        for found in items::load(asked.ctx, newer, &wanted).await? {
+            let place = places.get(found.index as usize);
+            let place = place.and_then(|place| items.binary_search_by_key(place, |item| item.index).ok());
+            let Some(item) = place.and_then(|place| items.get_mut(place)) else {
+                continue;
+            };
+            match Outcome::of(found.state, found.failure.as_ref()) {
+                Outcome::Canceled | Outcome::Errored => continue,
+                Outcome::Open => item.state = State::Evaluating,
+                Outcome::Passed | Outcome::Failed => item.state = found.state,
+            }
+            judged_as.insert(item.index, found.id());
+            item.failure = found.failure;
+            item.decided_at = found.decided_at;
+            item.outcome_met = found.outcome_met;
+            item.updated_at = found.updated_at;
+        }
+    }
+    Ok(judged_as)
 }
 
 /// The organization's runs from this one on, newest first.
@@ -241,41 +274,6 @@ pub(super) async fn heads_since(asked: Asked<'_>, first: Uuid) -> Result<Vec<Run
     }
 }
 
-/// The runs that judged a run's conversations in its place, the oldest first.
-async fn judged_again(
-    asked: Asked<'_>,
-    head: &RunHead,
-    judging: Judging<'_>,
-) -> Result<Vec<JudgedAgain>, Refusal> {
-    let mut found = Vec::new();
-    if head.state != RunState::Ended {
-        return Ok(found);
-    }
-    let read;
-    let newer = match judging {
-        Some(known) => known,
-        None => {
-            read = heads_since(asked, head.id).await?;
-            read.as_slice()
-        }
-    };
-    for newer in newer {
-        if newer.origin.is_none_or(|origin| origin.run != head.id) {
-            continue;
-        }
-        if let Some(places) = is_in_place(asked, newer).await? {
-            let all: Vec<u32> = (0..newer.total).collect();
-            let items = items::load(asked.ctx, newer, &all).await?;
-            found.push(JudgedAgain { items, places });
-        }
-    }
-    found.reverse();
-    Ok(found)
-}
-
-/// The organization's runs that judge others in their places, newest first, where somebody has read them.
-pub(super) type Judging<'a> = Option<&'a [RunHead]>;
-
 impl Whole {
     /// Reads a run, with the verdicts on what is shown of it.
     pub(super) async fn read(asked: Asked<'_>, head: RunHead, judging: Judging<'_>) -> Result<Self, Refusal> {
@@ -283,17 +281,25 @@ impl Whole {
         whole.with_verdicts(asked, SHOWN).await
     }
 
-    /// Reads a run, of its items only these, with the verdicts on them.
+    /// Reads a run, of its items only these, with the verdicts on them. It counts no others.
     pub(super) async fn read_some(
         asked: Asked<'_>,
         head: RunHead,
         indexes: &[u32],
         judging: Judging<'_>,
     ) -> Result<Self, Refusal> {
-        let mut whole = Self::read_heads(asked, head, judging).await?;
-        let is_in = |item: &Item| indexes.contains(&item.index);
-        whole.items.retain(is_in);
+        let mut indexes = indexes.to_vec();
+        indexes.sort_unstable();
+        let items = items::load(asked.ctx, &head, &indexes).await?;
+        let whole = Self::of(asked, head, items, judging).await?;
         whole.with_verdicts(asked, u32::MAX).await
+    }
+
+    /// A run that was just made, with those of its items that are shown.
+    pub(super) async fn new(asked: Asked<'_>, head: RunHead) -> Result<Self, Refusal> {
+        let indexes = 0..head.total.min(SHOWN);
+        let items = indexes.map(|index| head.item(index, head.created_at)).collect();
+        Self::of(asked, head, items, Some(&[])).await
     }
 
     /// Reads a run, of its items what a count needs: a result may have 100,000.
@@ -303,7 +309,6 @@ impl Whole {
         judging: Judging<'_>,
     ) -> Result<Self, Refusal> {
         let store = &asked.ctx.store;
-        let (manifest, names) = tokio::try_join!(store.manifest(head.id), store.names(head.id))?;
         // Those that are not stored yet wait.
         let mut items: Vec<Item> = (0..head.total)
             .map(|index| head.item(index, head.created_at))
@@ -319,11 +324,19 @@ impl Whole {
             }
         }
         drop(partitions);
-        // Whose verdict an item has, if it is not its own.
-        let mut judged_as: HashMap<u32, Uuid> = HashMap::new();
-        for newer in judged_again(asked, &head, judging).await? {
-            newer.overlay(&mut items, &mut judged_as);
-        }
+        Self::of(asked, head, items, judging).await
+    }
+
+    /// A run with these of its items, in order.
+    async fn of(
+        asked: Asked<'_>,
+        head: RunHead,
+        mut items: Vec<Item>,
+        judging: Judging<'_>,
+    ) -> Result<Self, Refusal> {
+        let store = &asked.ctx.store;
+        let (manifest, names) = tokio::try_join!(store.manifest(head.id), store.names(head.id))?;
+        let judged_as = judge_again(asked, &head, judging, &mut items).await?;
         let mut counts = Counts::default();
         for item in &items {
             counts.add(item);
