@@ -12,6 +12,7 @@ use crate::{
     config::{Cloud, Config, ConfigError},
     conversation::{self, Limits, Script, ScriptParts},
     ids,
+    listeners::Listener,
     llm::{ChatReply, ChatRequest, Endpoint, ModelClient, ModelError, Purpose},
     metrics::Metrics,
     models::eval::ChatEvalMessage,
@@ -167,6 +168,7 @@ struct Snapshots {
     /// Snapshots that several simulations of a run share, by run and place.
     shared: Cache<(Uuid, u32), (Arc<Snapshot>, SharedPlan)>,
     targets: Cache<Uuid, Arc<Value>>,
+    listeners: Cache<Uuid, Arc<[Listener]>>,
 }
 
 impl Context {
@@ -205,6 +207,7 @@ impl Context {
                 briefings: Cache::new(KEPT_BRIEFINGS),
                 shared: Cache::new(KEPT_BRIEFINGS),
                 targets: Cache::new(KEPT_TARGETS),
+                listeners: Cache::new(KEPT_TARGETS),
             }),
         }
     }
@@ -303,6 +306,15 @@ impl Context {
             .briefings
             .get_or_insert_async(&(run, simulation), read)
             .await
+    }
+
+    /// Reads who listens to a run.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn listeners(&self, run: Uuid) -> Result<Arc<[Listener]>, StoreError> {
+        let read = async { Ok(Arc::from(self.store.manifest(run).await?.notify.listeners)) };
+        self.snapshots.listeners.get_or_insert_async(&run, read).await
     }
 
     /// Reads the snapshot at a place of a run that several of its simulations share.

@@ -7,6 +7,7 @@ use crate::{
     call_record::CallRecord,
     clock::iso,
     lifecycle::{DeliveryState, Hook, HookEvent, Item},
+    listeners::{self, Listener, Outcome},
     models::simulation::{
         BackoffPlan, BackoffType, Server, SimulationHook, SimulationHookEvent, SimulationHookInclude,
     },
@@ -21,7 +22,7 @@ const DEFAULT_DELAY_SECONDS: f64 = 5.0;
 /// The most that a plan may ask for.
 const MAX_RETRIES: u32 = 10;
 
-/// One of those who are told: an action of the scenario's hooks, or who wants to hear of a run's end.
+/// One of those who are told: an action of the scenario's hooks, who wants to hear of a run's end, or a listener.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Action {
     /// The hook's place in the scenario, from 0; 0 where there is no scenario.
@@ -32,8 +33,20 @@ pub struct Action {
     pub server: Option<Server>,
     /// What its body carries besides ids and times.
     pub include: SimulationHookInclude,
-    /// Whether it is a message to Slack, and no webhook.
-    pub slack: bool,
+    /// What it is told in.
+    pub form: Form,
+}
+
+/// What somebody is told in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// A webhook in Ringback's own words.
+    #[default]
+    Webhook,
+    /// A message to Slack.
+    Slack,
+    /// A webhook in another API's words.
+    Listener,
 }
 
 /// What an attempt came to that was not answered with 2xx.
@@ -53,7 +66,9 @@ pub fn actions(snapshot: &Snapshot, target: &Value, event: HookEvent) -> Vec<Act
         HookEvent::Started => SimulationHookEvent::Started,
         HookEvent::Ended => SimulationHookEvent::Ended,
         // No scenario's.
-        HookEvent::RunEnded | HookEvent::ScheduleFailed => return Vec::new(),
+        HookEvent::Judged | HookEvent::RunHeld | HookEvent::RunEnded | HookEvent::ScheduleFailed => {
+            return Vec::new();
+        }
     };
     let hooks: Vec<SimulationHook> = snapshot
         .scenario
@@ -78,7 +93,7 @@ pub fn actions(snapshot: &Snapshot, target: &Value, event: HookEvent) -> Vec<Act
                 action,
                 server: wanted.server.filter(has_url).or_else(|| default.clone()),
                 include: wanted.include.unwrap_or_default(),
-                slack: false,
+                form: Form::Webhook,
             });
         }
     }
@@ -220,20 +235,27 @@ pub(crate) fn progress(hook: &Hook, action: &Action) -> Value {
     entry
 }
 
-/// How far the hooks of an item are, as its users see it: by the event's name, one entry for each action.
+/// How far the hooks of an item are, as its users see it: by the event's name, one entry for each action of the scenario's, and one
+/// for each who listens.
 #[must_use]
-pub fn report(hooks: &[Hook], snapshot: &Snapshot, target: &Value) -> Option<Map<String, Value>> {
+pub fn report(
+    hooks: &[Hook],
+    snapshot: &Snapshot,
+    target: &Value,
+    listeners: &[Listener],
+) -> Option<Map<String, Value>> {
     let mut report = Map::new();
     for hook in hooks {
-        let entries: Vec<Value> = actions(snapshot, target, hook.event)
-            .iter()
-            .map(|action| {
-                let mut entry = progress(hook, action);
-                entry["hook"] = json!(action.hook);
-                entry["action"] = json!(action.action);
-                entry
-            })
-            .collect();
+        let own = actions(snapshot, target, hook.event);
+        let own = own.iter().map(|action| {
+            let mut entry = progress(hook, action);
+            entry["hook"] = json!(action.hook);
+            entry["action"] = json!(action.action);
+            entry
+        });
+        let listening = listeners::actions(listeners, hook.event, Outcome::default());
+        let listening = listening.iter().map(|action| progress(hook, action));
+        let entries: Vec<Value> = own.chain(listening).collect();
         if !entries.is_empty() {
             report.insert(hook.event.title().to_owned(), Value::Array(entries));
         }

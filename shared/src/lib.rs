@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod ids;
 pub mod lifecycle;
 pub mod line;
+pub mod listeners;
 pub mod llm;
 pub mod measure;
 pub mod metrics;

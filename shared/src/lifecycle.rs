@@ -315,6 +315,9 @@ pub struct Item {
     /// Whether somebody may have to be told when its conversation starts and ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hooked: bool,
+    /// Whether somebody listens to its run's conversations, who is also told of verdicts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub listened: bool,
     /// When the verdict, failure or cancellation was decided, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<i64>,
@@ -401,6 +404,7 @@ impl Item {
             call: None,
             slots: Slots::default(),
             hooked: false,
+            listened: false,
             decided_at: None,
             failure: None,
             trace: None,
@@ -422,6 +426,12 @@ impl Item {
     #[must_use]
     pub fn id(&self) -> Uuid {
         ids::item_id(self.run, self.index)
+    }
+
+    /// Whether somebody may have to be told of its conversation.
+    #[must_use]
+    pub const fn is_told(&self) -> bool {
+        self.hooked || self.listened
     }
 
     /// What a tally counts: where it stands, and which of the run's simulations it is.

@@ -7,8 +7,9 @@ use uuid::Uuid;
 use crate::{
     clock::iso,
     costs,
-    hooks::{self, Action},
+    hooks::{self, Action, Form},
     lifecycle::{Delivery, Hook, HookEvent, Owed, Tally},
+    listeners::{self, Outcome},
     models::simulation::{Server, SimulationHookInclude},
     results::{Listed, Report},
     store::{Receivers, RunHead},
@@ -28,10 +29,10 @@ pub struct Notice {
     pub slack: Value,
 }
 
-/// Those who want to hear of an outcome, in an order that never changes.
+/// Those who want to hear of an outcome, in an order that never changes. Those who listen are not among them.
 #[must_use]
 pub fn actions(receivers: &Receivers, success: bool) -> Vec<Action> {
-    if !receivers.on().is_some_and(|on| on.wants(success)) {
+    if !receivers.own().is_some_and(|on| on.wants(success)) {
         return Vec::new();
     }
     let asked = receivers.asked.as_ref();
@@ -56,7 +57,7 @@ pub fn actions(receivers: &Receivers, success: bool) -> Vec<Action> {
         action,
         server: Some(server),
         include: SimulationHookInclude::default(),
-        slack,
+        form: if slack { Form::Slack } else { Form::Webhook },
     })
     .collect()
 }
@@ -151,11 +152,15 @@ fn figures(counts: &Tally, report: &Report) -> String {
     figures.join(", ")
 }
 
-/// How far it is told how a run came out, or that none was started, as its users see it: one entry for each of those who want to hear of it. A Slack webhook's
-/// URL is a secret, so it is not shown.
+/// How far it is told how a run came out, that it waits to begin, or that none was started, as its users see it: one entry for each of
+/// those who want to hear of it. A Slack webhook's URL is a secret, so it is not shown.
 #[must_use]
-pub fn progress(hook: &Hook, receivers: &Receivers, success: bool) -> Value {
-    let all = actions(receivers, success);
+pub fn progress(hook: &Hook, receivers: &Receivers, success: bool, outcome: Outcome) -> Value {
+    let mut all = match hook.event {
+        HookEvent::RunHeld => Vec::new(),
+        _ => actions(receivers, success),
+    };
+    all.extend(listeners::actions(&receivers.listeners, hook.event, outcome));
     // Whoever was named when it was over with has nothing to wait for.
     let heard = |action: &&Action| {
         let own = |known: &Delivery| (known.hook, known.action) == (action.hook, action.action);
@@ -163,7 +168,14 @@ pub fn progress(hook: &Hook, receivers: &Receivers, success: bool) -> Value {
     };
     let entries = all.iter().filter(heard).map(|action| {
         let mut entry = hooks::progress(hook, action);
-        entry["type"] = json!(if action.slack { "slack" } else { "webhook" });
+        entry["type"] = json!(if action.form == Form::Slack {
+            "slack"
+        } else {
+            "webhook"
+        });
+        if hook.event == HookEvent::RunHeld {
+            entry["event"] = json!(hook.event.title());
+        }
         entry
     });
     entries.collect()
@@ -298,13 +310,20 @@ mod tests {
                 ..Notify::default()
             }),
             suites: suites.iter().map(|&url| url.to_owned()).collect(),
+            ..Receivers::default()
         }
     }
 
     fn told(receivers: &Receivers, success: bool) -> Vec<(u32, String, bool)> {
         actions(receivers, success)
             .into_iter()
-            .map(|one| (one.action, one.server.unwrap().url.unwrap(), one.slack))
+            .map(|one| {
+                (
+                    one.action,
+                    one.server.unwrap().url.unwrap(),
+                    one.form == Form::Slack,
+                )
+            })
             .collect()
     }
 
@@ -339,6 +358,7 @@ mod tests {
         let suite = Receivers {
             asked: None,
             suites: vec!["https://t".to_owned()],
+            ..Receivers::default()
         };
         assert_eq!(suite.on(), Some(NotifyOn::Both));
         assert_eq!(

@@ -24,6 +24,9 @@ const RECOST_TRIES: u32 = 10;
 /// How many items of a run are canceled at a time: fast enough to be ahead of the workers, and no flood for the table.
 const CANCELED_AT_ONCE: usize = 12;
 
+/// Why a run was canceled before which nobody came to an end of telling.
+const NEVER_TOLD: &str = "the webhook that is told of the run before it begins was not delivered in time";
+
 /// Does what is owed to a run until nothing but its items' own work is left, or the deadline is near; whoever finds the
 /// head next goes on from there.
 ///
@@ -33,6 +36,18 @@ pub async fn advance(ctx: &Context, head: RunHead, deadline: Deadline) -> Result
     if head.is_deletable(ctx.clock.now_ms()) {
         ctx.store.delete_run(&head).await?;
         return Ok(head);
+    }
+    let mut head = head;
+    if head.is_held() {
+        let now = ctx.clock.now_ms();
+        if head.held_until.is_some_and(|until| until > now) {
+            return Ok(head);
+        }
+        // Whoever was to be told has not come to an end. It does not hang: it is over.
+        head = ctx
+            .store
+            .change_run(head, now, |head| head.withhold(NEVER_TOLD, now))
+            .await?;
     }
     let mut head = expand_until(ctx, head, u32::MAX, deadline).await?;
     while head.canceled_at.is_some()
@@ -90,7 +105,8 @@ pub async fn expand_until(
     index: u32,
     deadline: Deadline,
 ) -> Result<RunHead, StoreError> {
-    while head.expanded < head.total && head.expanded <= index && deadline.left() > MARGIN {
+    while head.expanded < head.total && head.expanded <= index && !head.is_held() && deadline.left() > MARGIN
+    {
         head = ctx.store.expand(&head, ctx.clock.now_ms()).await?;
     }
     Ok(head)

@@ -8,7 +8,7 @@
 mod manager;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -367,13 +367,28 @@ impl SecretSet for EndpointSecrets {
 }
 
 /// The secrets of an organization's outgoing hooks.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OrgHooks {
     /// What its hooks are signed with, oldest first. Each delivery is signed with all of them, so that a receiver may know any.
     pub signing: Vec<SigningSecret>,
+    /// What webhooks show as it is, beside their signature, in a shape whose receivers expect that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<String>,
+    /// What the webhooks to those who listen are signed with who have a secret of their own, by their ids, in standard base64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub listeners: BTreeMap<Uuid, String>,
     #[serde(default)]
     revision: u64,
+}
+
+impl fmt::Debug for OrgHooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrgHooks")
+            .field("signing", &self.signing)
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
 }
 
 impl OrgHooks {
@@ -384,8 +399,26 @@ impl OrgHooks {
     pub fn generate(id: Uuid, now: i64) -> Result<Self, getrandom::Error> {
         Ok(Self {
             signing: vec![SigningSecret::generate(id, now)?],
+            shown: None,
+            listeners: BTreeMap::new(),
             revision: 0,
         })
+    }
+
+    /// What a webhook is signed with: the organization's secrets, or the own secret of the `listener` that it goes to. Nothing
+    /// where that one was deleted.
+    ///
+    /// # Errors
+    /// When what is stored is no secret.
+    pub fn secrets_of(&self, listener: Option<Uuid>) -> Result<Vec<Secret>, SecretError> {
+        match listener {
+            Some(id) => {
+                let own = self.listeners.get(&id);
+                let own = own.map(|own| Secret::parse(&format!("whsec_{own}")));
+                Ok(own.transpose()?.into_iter().collect())
+            }
+            None => self.secrets(),
+        }
     }
 
     /// The secrets that a delivery is signed with, all of them.

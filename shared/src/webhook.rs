@@ -82,6 +82,17 @@ impl Secret {
         Ok(Self(bytes))
     }
 
+    /// A new secret of 24 random bytes, the fewest that there may be, as their 32 characters of standard base64: for a shape whose
+    /// secrets have that length. With `whsec_` before it, it is what [`Secret::parse`] reads.
+    ///
+    /// # Errors
+    /// The operating system has no random bytes.
+    pub fn generate_short() -> Result<String, getrandom::Error> {
+        let mut bytes = [0; SHORTEST_SECRET];
+        getrandom::fill(&mut bytes)?;
+        Ok(STANDARD.encode(bytes))
+    }
+
     /// The secret as [`Secret::parse`] reads it, with padding. For its owner and the store only.
     #[must_use]
     pub fn to_text(&self) -> String {
@@ -270,6 +281,13 @@ mod tests {
         assert_eq!(one.0.len(), 32);
         assert_ne!(one.0, other.0);
         assert_eq!(Secret::parse(&one.to_text()).unwrap().0, one.0);
+    }
+
+    #[test]
+    fn a_short_secret_has_32_characters() {
+        let text = Secret::generate_short().unwrap();
+        assert_eq!(text.len(), 32);
+        assert_eq!(Secret::parse(&format!("whsec_{text}")).unwrap().0.len(), 24);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{PERSONALITY, SCENARIO, passing},
-    fixtures::{RUNS, assistant, ended, endpoint, inline, list, personality, run, text},
+    fixtures::{LONG, RUNS, assistant, ended, endpoint, inline, list, personality, run, text},
+    hooks::{HookReceiver, NEVER, Told, hook_secret},
     provider::{Auto, ProviderStandIn},
     server::{Api, local, until},
     stand_in::{Fault, Role, StandIn},
@@ -922,7 +923,7 @@ async fn cron_jobs_start_results() {
         ("timezone", json!("Nowhere/Land")),
         ("execution_mode", json!("sip")),
         ("agent", json!(99_999)),
-        ("notify_on", json!("failure")),
+        ("notify_on", json!("sometimes")),
     ] {
         let mut wrong = body.clone();
         wrong[field] = value;
@@ -932,6 +933,328 @@ async fn cron_jobs_start_results() {
     }
     let (status, _) = api.call(Method::DELETE, &path, None).await;
     assert_eq!((status, api.call(Method::GET, &path, None).await.0), (204, 404));
+    local.shutdown().await;
+}
+
+/// The project's path.
+async fn project(api: &Api) -> String {
+    let project = id(&api.get("/user/v1/projects/").await["results"][0]);
+    format!("/user/v1/projects/{project}/")
+}
+
+async fn change(api: &Api, path: &str, body: Value) -> Value {
+    api.expect(Method::PATCH, path, Some(&body), 200).await
+}
+
+/// What was told at `path` of these events, once so many were.
+async fn told(receiver: &HookReceiver, path: &str, event: &str, count: usize) -> Vec<Told> {
+    let fits = |told: &&Told| told.path == path && told.body["event_type"] == event;
+    let enough = |told: &[Told]| told.iter().filter(fits).count() >= count;
+    let all = receiver
+        .wait_for(&format!("{count} times {event} at {path}"), enough)
+        .await;
+    all.iter().filter(fits).cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_tell_before_a_result_begins_and_when_it_is_over() {
+    let stand_in = StandIn::start().await;
+    let receiver = HookReceiver::start().await;
+    let (local, api) = local(&stand_in).await;
+    let cast = cast(&stand_in, &api).await;
+    let path = project(&api).await;
+    let before = api.get(&path).await;
+    assert_eq!(
+        (
+            &before["webhook_url"],
+            &before["webhook_secret_configured"],
+            &before["notify_pre_run_webhook"]
+        ),
+        (&json!(""), &json!(false), &json!(false))
+    );
+    let wanted = json!({"webhook_url": receiver.url("/hook"), "webhook_secret": "s3cr3t", "notify_pre_run_webhook": true});
+    let kept = change(&api, &path, wanted).await;
+    assert_eq!(
+        (
+            &kept["webhook_secret"],
+            &kept["webhook_secret_configured"],
+            &kept["notify_result_webhook_failed"]
+        ),
+        (&Value::Null, &json!(true), &json!(true))
+    );
+    let secret = hook_secret(&api).await;
+    let profile =
+        json!({"name": "P", "agent": cast.0["id"], "information": {"main_agent_variables": {"a": "b"}}});
+    let profile = api.post(&format!("{V1}/test-profiles/"), &profile).await;
+    stand_in.judge("a/polite", answer(json!(true)));
+    stand_in.judge("a/Expected Outcome", outcome(&[true]));
+    let polite = metric(
+        &api,
+        json!({"name": "polite", "description": "Is it polite?", "eval_type": "binary"}),
+    )
+    .await;
+    let scenario = scenario(
+        &api,
+        &cast,
+        "a",
+        json!({"expected_outcome_prompt": "A table is booked.", "metrics": [polite["id"]]}),
+    )
+    .await;
+    // The first attempt goes wrong; until the second one is taken nothing begins.
+    receiver.answer("/hook", &[503, 200]);
+    let body = json!({
+        "agent_id": cast.0["id"], "scenarios": [scenario["id"]], "test_profile_ids": [profile["id"]], "frequency": 2,
+        "concurrency_limit": 1, "name": "Before a deploy",
+    });
+    let launched = launch(&api, body.clone()).await;
+    let first = told(&receiver, "/hook", "result.pre_trigger", 1).await;
+    assert_eq!(stand_in.count(), 0, "it waits");
+    let result_path = format!("{V1}/results/{}/", id(&launched));
+    let waiting = api.get(&result_path).await;
+    assert_eq!(
+        (&waiting["status"], &waiting["total_runs_count"]),
+        (&json!("pending"), &json!(2))
+    );
+    let attempts = told(&receiver, "/hook", "result.pre_trigger", 2).await;
+    let key = format!("result_pre_trigger:{}", id(&launched));
+    for attempt in &attempts {
+        assert_eq!(attempt.header("x-cekura-idempotency-key"), Some(key.as_str()));
+        assert_eq!(attempt.header("x-cekura-secret"), Some("s3cr3t"));
+        assert!(attempt.is_signed_with(&secret));
+        assert_eq!((attempt.id(), &attempt.body), (first[0].id(), &first[0].body));
+    }
+    let data = &attempts[0].body["data"];
+    assert_eq!(
+        (&data["result_id"], &data["label"], &data["agent_id"]),
+        (&launched["id"], &json!("Before a deploy"), &cast.0["id"])
+    );
+    assert!(data["timestamp"].is_string());
+    let run = &data["runs"][launched["runs"][0]["id"].to_string()];
+    assert_eq!(
+        run,
+        &json!({
+            "id": launched["runs"][0]["id"], "scenario": {"id": scenario["id"], "name": "a"},
+            "test_profile": {"id": profile["id"], "name": "P", "information": {
+                "main_agent_variables": {"a": "b"},
+            }},
+            "personality": {"id": cast.1["id"], "name": "Pat"}, "phone_number": "+15550100",
+        })
+    );
+    assert_eq!(data["runs"].as_object().unwrap().len(), 2);
+    let result = completed(&api, id(&launched)).await;
+    let [over] = &told(&receiver, "/hook", "result.completed", 1).await[..] else {
+        panic!("told once")
+    };
+    assert!(over.is_signed_with(&secret));
+    assert_eq!(over.header("x-cekura-secret"), Some("s3cr3t"));
+    let data = &over.body["data"];
+    for field in [
+        "id",
+        "name",
+        "agent",
+        "status",
+        "run_as_text",
+        "is_cronjob",
+        "created_at",
+        "met_expected_outcome_count",
+        "total_expected_outcome_count",
+        "total_runs_count",
+    ] {
+        assert_eq!(data[field], result[field], "{field}");
+    }
+    assert_eq!(
+        (&data["success_rate"], &data["met_expected_outcome_count"]),
+        (&json!(100.0), &json!(2))
+    );
+    let run = &data["runs"][launched["runs"][0]["id"].to_string()];
+    let read = api
+        .get(&format!("{V1}/runs/{}/", launched["runs"][0]["id"]))
+        .await;
+    assert_eq!(
+        run["scenario"],
+        json!({
+            "id": scenario["id"], "name": "a", "personality_name": "Pat", "expected_outcome_prompt": "A table is booked.",
+        })
+    );
+    for field in [
+        "id",
+        "expected_outcome",
+        "success",
+        "transcript_object",
+        "timestamp",
+        "executed_at",
+        "error_message",
+        "voice_recording",
+    ] {
+        assert_eq!(run[field], read[field], "{field}");
+    }
+    assert!(text(&run["transcript_object"][0]["time"]).contains(':'), "{run}");
+    let metric = &run["evaluation"]["metrics"][0];
+    assert_eq!(
+        (
+            &metric["name"],
+            &metric["eval_type"],
+            &metric["passed"],
+            &metric["score"]
+        ),
+        (&json!("polite"), &json!("binary"), &json!(true), &json!(5))
+    );
+    assert_eq!(metric["type"], read["evaluation"]["metrics"][0]["type"]);
+    // What became of both is said with the run in the other shape.
+    let run = text(&read["metadata"]["ringback_run_id"]);
+    let notices = until("both to be settled", LONG, async || {
+        let run = api.get(&format!("{RUNS}/{run}")).await;
+        let notices = list(&run["notices"]).to_vec();
+        (notices.len() == 2 && notices.iter().all(|one| one["status"] == "delivered")).then_some(notices)
+    })
+    .await;
+    assert_eq!(notices[0]["event"], "run.held");
+
+    // A success that nobody wants to hear of is not told; a failure is.
+    change(
+        &api,
+        &path,
+        json!({"notify_result_webhook_success": false, "notify_pre_run_webhook": false, "webhook_secret": ""}),
+    )
+    .await;
+    let quiet = launch(&api, body.clone()).await;
+    completed(&api, id(&quiet)).await;
+    stand_in.judge("a/polite", answer(json!(false)));
+    let failing = launch(&api, body).await;
+    completed(&api, id(&failing)).await;
+    let about = |told: &Told| told.body["data"]["id"].clone();
+    let failed = |told: &&Told| about(told) == failing["id"];
+    let all = receiver
+        .wait_for("the failure", |told| told.iter().any(|told| failed(&told)))
+        .await;
+    let failure = all.iter().find(failed).unwrap();
+    assert_eq!(failure.body["data"]["success_rate"], 0.0);
+    assert_eq!(failure.header("x-cekura-secret"), None);
+    assert!(!all.iter().any(|told| about(told) == quiet["id"]));
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_nobody_could_be_told_of_before_is_cancelled_with_the_reason() {
+    let stand_in = StandIn::start().await;
+    let receiver = HookReceiver::start().await;
+    let (local, api) = local(&stand_in).await;
+    let mut cast = cast(&stand_in, &api).await;
+    let scenario = scenario(&api, &cast, "a", json!({})).await;
+    // The agent's own webhook counts before the project's.
+    change(
+        &api,
+        &project(&api).await,
+        json!({"webhook_url": receiver.url("/project")}),
+    )
+    .await;
+    let own = json!({"webhook_url": receiver.url("/agent"), "notify_pre_run_webhook": true});
+    cast.0 = change(&api, &format!("{V2}/aiagents/{}/", id(&cast.0)), own).await;
+    receiver.answer("/agent", &[500, 404, 500, 403, 200]);
+    let body = json!({"agent_id": cast.0["id"], "scenarios": [scenario["id"]], "frequency": 3});
+    let launched = launch(&api, body.clone()).await;
+    let result = completed(&api, id(&launched)).await;
+    assert_eq!(
+        (&result["status"], &result["total_runs_count"]),
+        (&json!("cancelled"), &json!(3))
+    );
+    for run in runs(&result) {
+        assert_eq!(run["status"], "cancelled");
+        let why = text(&run["error_message"]);
+        assert!(why.contains("before it begins") && why.contains("403"), "{why}");
+    }
+    assert_eq!(told(&receiver, "/agent", "result.pre_trigger", 4).await.len(), 4);
+    assert_eq!(stand_in.count(), 0);
+    let over = told(&receiver, "/agent", "result.completed", 1).await;
+    assert_eq!(
+        (&over[0].body["data"]["id"], &over[0].body["data"]["status"]),
+        (&launched["id"], &json!("cancelled"))
+    );
+    assert_eq!(receiver.told_at("/project").len(), 0);
+
+    // One that waits can be stopped, and its webhook's answer changes nothing any more. A run of it cannot be stopped alone.
+    receiver.answer("/agent", &[NEVER]);
+    let launched = launch(&api, body).await;
+    told(&receiver, "/agent", "result.pre_trigger", 5).await;
+    let waiting = api.get(&format!("{V1}/results/{}/", id(&launched))).await;
+    let metadata = &runs(&waiting)[0]["metadata"];
+    let (run, item) = (
+        text(&metadata["ringback_run_id"]),
+        text(&metadata["ringback_item_id"]),
+    );
+    let (status, fault) = api
+        .call(
+            Method::PATCH,
+            &format!("{RUNS}/{run}/item/{item}"),
+            Some(&json!({"status": "canceled"})),
+        )
+        .await;
+    assert_eq!(
+        (status, text(&fault["message"]).contains("waits to begin")),
+        (409, true),
+        "{fault}"
+    );
+    let stopped = api
+        .expect(
+            Method::POST,
+            &format!("{V1}/results/{}/end_calls/", id(&launched)),
+            Some(&json!({})),
+            200,
+        )
+        .await;
+    assert_eq!(stopped["id"], launched["id"]);
+    let result = completed(&api, id(&launched)).await;
+    assert_eq!(result["status"], "cancelled");
+    assert_eq!(stand_in.count(), 0);
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cron_job_started_is_told_as_its() {
+    let stand_in = StandIn::start().await;
+    let receiver = HookReceiver::start().await;
+    let (local, api) = local(&stand_in).await;
+    let cast = cast(&stand_in, &api).await;
+    let scenario = scenario(&api, &cast, "a", json!({})).await;
+    let wanted = json!({
+        "webhook_url": receiver.url("/hook"), "notify_result_webhook_success": false, "notify_pre_run_webhook": true,
+    });
+    change(&api, &project(&api).await, wanted).await;
+    let job = |name: &str, told: Option<&str>| {
+        let mut job = json!({
+            "name": name, "agent": cast.0["id"], "scenarios": [scenario["id"]], "crontab_expression": "0 3 * * *",
+            "execution_mode": "text",
+        });
+        if let Some(told) = told {
+            job["notify_on"] = json!(told);
+        }
+        job
+    };
+    for (name, told) in [
+        ("All", None),
+        ("Failures", Some("failure")),
+        ("Quiet", Some("never")),
+    ] {
+        let job = api.post(CRON, &job(name, told)).await;
+        assert_eq!(job["notify_on"], told.unwrap_or("both"));
+        let schedule = api.get(&format!("/schedule?name={name}")).await[0]["id"].clone();
+        let started = api
+            .post(&format!("/schedule/{}/run", text(&schedule)), &json!({}))
+            .await;
+        ended(&api, text(&started["id"])).await;
+    }
+    let over = told(&receiver, "/hook", "result.completed", 1).await;
+    assert_eq!(
+        (&over[0].body["data"]["name"], &over[0].body["data"]["is_cronjob"]),
+        (&json!("All"), &json!(true))
+    );
+    let before = told(&receiver, "/hook", "result.pre_trigger", 3).await;
+    let labels: Vec<&str> = before
+        .iter()
+        .map(|told| text(&told.body["data"]["label"]))
+        .collect();
+    assert_eq!(labels, ["All", "Failures", "Quiet"]);
+    assert_eq!(told(&receiver, "/hook", "result.completed", 1).await.len(), 1);
     local.shutdown().await;
 }
 
@@ -1079,15 +1402,15 @@ async fn refusals_are_in_the_shape_that_clients_expect() {
     }
     let project = id(&api.get("/user/v1/projects/").await["results"][0]);
     let path = format!("/user/v1/projects/{project}/");
-    for (field, value) in [
-        ("webhook_url", json!("https://example.com/hook")),
-        ("webhook_secret", json!("s")),
-        ("notify_result_webhook_failed", json!(true)),
-        ("notify_pre_run_webhook", json!(true)),
+    for (field, value, words) in [
+        ("webhook_url", json!("example.com/hook"), "valid URL"),
+        ("webhook_secret", json!("ü"), "ASCII"),
+        ("notify_result_webhook_failed", json!("perhaps"), "boolean"),
+        ("notify_call_log_webhook_failed", json!(true), "did not make"),
     ] {
         let (status, fault) = refused(&api, Method::PATCH, &path, json!({ field: value })).await;
         assert_eq!(status, 400, "{field}: {fault}");
-        assert!(text(&fault[field][0]).contains("webhooks"), "{field}: {fault}");
+        assert!(text(&fault[field][0]).contains(words), "{field}: {fault}");
     }
     for (suffix, words) in [
         ("_api_chat", "over REST"),

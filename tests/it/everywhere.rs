@@ -40,6 +40,7 @@ use crate::{
     provider::{Auto, ProviderStandIn, Tamper},
     schedules::{SCHEDULE, of_run},
     server::{Api, Server, until},
+    sigmamind,
     stand_in::StandIn,
     voice::{batch_by_voice, check_verdict},
     writers::{GENERATE, three_scenarios, wish},
@@ -217,6 +218,7 @@ async fn it_works_where_it_runs() {
     chats(&place).await;
     what_needs_secrets(&place).await;
     cekura::a_result_and_what_it_is_made_of(&place.models, &place.api).await;
+    sigmamind::a_batch_run_and_what_it_is_made_of(&place.models, &place.api).await;
     calls(&place).await;
     poison(&place).await;
     a_firing(&place, &schedule).await;

@@ -35,7 +35,7 @@ use crate::{
 pub(crate) const STARTED: &str = "simulation.run.started";
 pub(crate) const ENDED: &str = "simulation.run.ended";
 /// An answer that never comes.
-const NEVER: u16 = 0;
+pub(crate) const NEVER: u16 = 0;
 
 /// One request as it was received.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 

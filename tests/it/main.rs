@@ -34,6 +34,7 @@ mod providers;
 mod retell;
 mod schedules;
 mod server;
+mod sigmamind;
 mod slots;
 mod squads;
 mod stand_in;

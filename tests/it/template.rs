@@ -65,6 +65,22 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:UpdateItem",
             "secretsmanager:CreateSecret",
             "secretsmanager:GetSecretValue",
+            "secretsmanager:PutSecretValue",
+        ],
+    ),
+    (
+        "sigmamind",
+        &[
+            "dynamodb:BatchGetItem",
+            "dynamodb:BatchWriteItem",
+            "dynamodb:DeleteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+            "secretsmanager:CreateSecret",
+            "secretsmanager:GetSecretValue",
+            "secretsmanager:PutSecretValue",
         ],
     ),
     (
@@ -145,6 +161,7 @@ const ACTIONS: &[(&str, &[&str])] = &[
             "dynamodb:GetItem",
             "dynamodb:PutItem",
             "dynamodb:Query",
+            "dynamodb:UpdateItem",
             "secretsmanager:GetSecretValue",
             "sqs:DeleteMessage",
             "sqs:GetQueueAttributes",
@@ -195,6 +212,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("cekura", &["MAX_ITERATIONS", "ALLOW_PRIVATE_TARGETS"]),
+    ("sigmamind", &["MAX_ITERATIONS", "ALLOW_PRIVATE_TARGETS"]),
     ("call-started", &[]),
     ("call-ended", &[]),
     ("relay", &["CALL_SLOTS"]),
@@ -707,9 +725,11 @@ fn each_function_may_do_what_it_does_and_no_more() {
     assert!(prefix.ends_with("/${AWS::StackName}"), "{prefix}");
     let account = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}";
     // Endpoints' secrets and organizations' are read by different functions; who starts runs needs both.
-    let secrets = |function: &str| {
+    let secrets = |function: &str, actions: &[&str]| {
         let part = match function {
-            "api" | "api-secrets" | "cekura" | "schedule" => "",
+            // They change the secrets of their webhooks, and nothing of endpoints.
+            "cekura" | "sigmamind" if actions == ["secretsmanager:PutSecretValue"] => "org/",
+            "api" | "api-secrets" | "cekura" | "sigmamind" | "schedule" => "",
             "deliver" => "org/",
             _ => "endpoint/",
         };
@@ -742,7 +762,7 @@ fn each_function_may_do_what_it_does_and_no_more() {
             };
             for resource in resources {
                 if service == "secretsmanager" {
-                    assert_eq!(*resource, secrets(name), "{name}");
+                    assert_eq!(*resource, secrets(name, &actions), "{name}");
                     continue;
                 }
                 let text = resource.to_string();
@@ -895,8 +915,9 @@ fn webhooks_lead_to_their_functions_and_every_other_request_to_the_api() {
     assert!(plain.is_disjoint(&secret), "{:?}", plain.intersection(&secret));
     wanted.extend(secret.iter().map(|path| (format!("ANY {path}"), "api-secrets")));
     // Another shape has all paths that begin as its own do, so that its function says what there is not.
-    let roots = ringback_api::cekura_operations().filter_map(|(_, path)| path.split('/').nth(1));
-    wanted.extend(roots.map(|root| (format!("ANY /{root}/{{proxy+}}"), "cekura")));
+    let root = |path: &str| format!("ANY /{}/{{proxy+}}", path.split('/').nth(1).unwrap());
+    wanted.extend(ringback_api::cekura_operations().map(|(_, path)| (root(path), "cekura")));
+    wanted.extend(ringback_api::sigmamind_operations().map(|(_, path)| (root(path), "sigmamind")));
     assert_eq!(routes, wanted);
 
     // Anybody can send a webhook. It is kept and nothing more: what follows from it is relay's.

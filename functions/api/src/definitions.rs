@@ -47,6 +47,7 @@ pub(crate) fn title(kind: Kind) -> &'static str {
         Kind::Metric => "Metric",
         Kind::TestProfile => "Test profile",
         Kind::Project => "Project",
+        Kind::Webhook => "Webhook",
     }
 }
 
@@ -68,9 +69,12 @@ fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Squad => checked::<CreateSquad>(body),
         Kind::StructuredOutput => checked::<CreateStructuredOutput>(body),
         Kind::Eval => checked::<CreateEval>(body),
-        Kind::Endpoint | Kind::Schedule | Kind::Metric | Kind::TestProfile | Kind::Project => {
-            Err(ApiError::bad_request("it has an API of its own"))
-        }
+        Kind::Endpoint
+        | Kind::Schedule
+        | Kind::Metric
+        | Kind::TestProfile
+        | Kind::Project
+        | Kind::Webhook => Err(ApiError::bad_request("it has an API of its own")),
     }
 }
 
@@ -84,9 +88,12 @@ fn check_change(kind: Kind, body: Value) -> Result<Object, ApiError> {
         Kind::Squad => checked::<UpdateSquad>(body),
         Kind::StructuredOutput => checked::<UpdateStructuredOutput>(body),
         Kind::Eval => checked::<UpdateEval>(body),
-        Kind::Endpoint | Kind::Schedule | Kind::Metric | Kind::TestProfile | Kind::Project => {
-            Err(ApiError::bad_request("it has an API of its own"))
-        }
+        Kind::Endpoint
+        | Kind::Schedule
+        | Kind::Metric
+        | Kind::TestProfile
+        | Kind::Project
+        | Kind::Webhook => Err(ApiError::bad_request("it has an API of its own")),
     }
 }
 

@@ -182,7 +182,8 @@ impl Look<'_> {
 /// The run that a schedule starts, by its definitions as they are now.
 async fn prepare(ctx: &Context, org: Uuid, wanted: &CreateSchedule, now: i64) -> Result<NewRun, ApiError> {
     let now_wanted = cekura::as_of_now(ctx, org, wanted).await?;
-    let new = runs::prepare(ctx, org, now_wanted.as_ref().unwrap_or(wanted).run(), now).await?;
+    let mut new = runs::prepare(ctx, org, now_wanted.as_ref().unwrap_or(wanted).run(), now).await?;
+    cekura::listen(ctx, org, wanted, &mut new).await?;
     runs::admit(ctx, &new, now).await?;
     Ok(new)
 }

@@ -233,7 +233,7 @@ async fn whole(ctx: &Context, head: &RunHead, manifest: &Manifest, item: Item) -
 
 /// An item of which the bulky parts are not read, with a placeholder for each of them.
 async fn brief(ctx: &Context, head: &RunHead, manifest: &Manifest, item: Item) -> Result<Value, ApiError> {
-    let (hooked, failed) = (item.hooked, item.state == State::Failed);
+    let (hooked, failed) = (item.is_told(), item.state == State::Failed);
     let mut view = json!(view(ctx, head, manifest, item, Part::Results).await?);
     if let Some(item) = view.as_object_mut() {
         for name in ["costs"]
@@ -299,7 +299,7 @@ async fn view(
     let produced = started.is_some()
         || item.call_id().is_some()
         || item.state == State::Failed
-        || (item.hooked && item.is_over())
+        || (item.is_told() && item.is_over())
         || elsewhere.is_some();
     let detail = match part {
         Part::Whole if produced => ctx.store.item_detail(id).await?,
@@ -442,9 +442,10 @@ async fn view(
             personality: snapshot.and_then(|snapshot| object(snapshot.personality.clone())),
             simulation: snapshot.and_then(|snapshot| object(snapshot.simulation.clone())),
             call,
-            hooks: briefing
-                .as_ref()
-                .and_then(|briefing| hooks::report(&detail.hooks, &briefing.snapshot, &briefing.target)),
+            hooks: briefing.as_ref().and_then(|briefing| {
+                let listeners = &manifest.notify.listeners;
+                hooks::report(&detail.hooks, &briefing.snapshot, &briefing.target, listeners)
+            }),
             extra: metadata,
         }),
         results,

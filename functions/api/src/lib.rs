@@ -12,6 +12,7 @@ mod hook_secrets;
 mod http;
 mod idempotency;
 mod items;
+pub mod listening;
 mod lists;
 #[cfg(feature = "schema")]
 pub mod openapi;
@@ -21,6 +22,7 @@ mod reruns;
 mod runs;
 mod schedules;
 mod scoring;
+mod sigmamind;
 mod signing;
 mod trials;
 mod ways;
@@ -53,6 +55,9 @@ pub const LOCAL_ORG: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000
 pub async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
     if event.raw_path.as_deref().is_some_and(cekura::is_path) {
         return handle_cekura(ctx, event).await;
+    }
+    if event.raw_path.as_deref().is_some_and(sigmamind::is_path) {
+        return handle_sigmamind(ctx, event).await;
     }
     let answers = async |action, asked: Asked<'_>| match action {
         Action::Secret(action) => answer_with_secrets(action, asked).await,
@@ -88,6 +93,16 @@ pub async fn handle_cekura(ctx: &Context, event: ApiGatewayV2httpRequest) -> Api
 /// `run_scenarios` or a longer name that begins with it.
 pub fn cekura_operations() -> impl Iterator<Item = (&'static str, &'static str)> {
     cekura::operations()
+}
+
+/// Handles one request in the shape of SigmaMind's API, as the function `sigmamind` does.
+pub async fn handle_sigmamind(ctx: &Context, event: ApiGatewayV2httpRequest) -> ApiGatewayV2httpResponse {
+    Box::pin(sigmamind::handle(ctx, event)).await
+}
+
+/// The operations of the API in the shape of SigmaMind, each by method and path.
+pub fn sigmamind_operations() -> impl Iterator<Item = (&'static str, &'static str)> {
+    sigmamind::operations()
 }
 
 /// The operations, each by method and path, and whether it is one of those that [`handle_with_secrets`] answers.

@@ -9,7 +9,8 @@ use ringback_shared::{
     clock::{Deadline, iso},
     context::{BoxError, Context},
     costs, ids,
-    lifecycle::Tally,
+    lifecycle::{HookEvent, Tally},
+    listeners::{Listener, Outcome},
     models::{
         Object,
         assistant::{CreateAssistant, CreateSquad},
@@ -23,6 +24,7 @@ use ringback_shared::{
         trials,
     },
     notices, progress,
+    results::Report,
     store::{
         Created, HookKey, Kind, Manifest, NewRun, Receivers, RunHead, RunKey, RunKind, RunOrigin, RunState,
         SimulationRef, Snapshot,
@@ -103,6 +105,7 @@ pub(crate) async fn prepare(
         _ => Receivers {
             suites: slack_webhooks(&wanted.simulations, &suites)?,
             asked: wanted.notify,
+            listeners: Vec::new(),
         },
     };
     Ok(NewRun {
@@ -217,7 +220,7 @@ pub(crate) fn check_told(new: &NewRun) -> Result<(), ApiError> {
 /// Whether a run may start: the organization has not spent its billing limit, and whatever is told of the run can be signed.
 pub(crate) async fn admit(ctx: &Context, new: &NewRun, now: i64) -> Result<(), ApiError> {
     orgs::check_billing_limit(ctx, new.org, now).await?;
-    if new.snapshots.iter().any(Snapshot::has_hooks) || new.manifest.notify.on().is_some() {
+    if new.snapshots.iter().any(Snapshot::has_hooks) || new.manifest.notify.tell() {
         // Nothing is sent unsigned: the secret is there before the first hook is owed.
         hook_secrets::first(ctx, new.org).await?;
     }
@@ -794,20 +797,56 @@ pub(crate) async fn notices_of(
     head: &RunHead,
     manifest: &Manifest,
 ) -> Result<Option<(String, Value)>, ApiError> {
-    if head.state != RunState::Ended || head.notify.is_none() {
+    let receivers = &manifest.notify;
+    let mut told = Vec::new();
+    if receivers.listeners.iter().any(Listener::holds) {
+        told.push(HookEvent::RunHeld);
+    }
+    if head.state == RunState::Ended && head.notify.is_some() {
+        told.push(HookEvent::RunEnded);
+    }
+    if told.is_empty() {
         return Ok(None);
     }
-    let hook = ctx.store.hook(&HookKey::of_run(head.id)).await?;
-    let notices = hook.map(|hook| notices::progress(&hook, &manifest.notify, head.is_success()));
-    Ok(notices.map(|notices| ("notices".to_owned(), notices)))
+    let mut notices = Vec::new();
+    let mut any = false;
+    for event in told {
+        let Some(hook) = ctx.store.hook(&HookKey::of_run(head.id, event)).await? else {
+            continue;
+        };
+        let outcome = match event {
+            HookEvent::RunEnded if receivers.listeners.iter().any(Listener::hears_ends) => {
+                outcome_of(ctx, head).await?
+            }
+            _ => Outcome::default(),
+        };
+        any = true;
+        if let Value::Array(more) = notices::progress(&hook, receivers, head.is_success(), outcome) {
+            notices.extend(more);
+        }
+    }
+    Ok(any.then(|| ("notices".to_owned(), Value::Array(notices))))
+}
+
+/// How a run that has ended came out, for those who listen.
+pub(crate) async fn outcome_of(ctx: &Context, head: &RunHead) -> Result<Outcome, ApiError> {
+    let errored = match Report::kept(&ctx.store, head.id).await? {
+        Some(report) => report.trials.errored,
+        None => 0,
+    };
+    Ok(Outcome::of(head, errored))
 }
 
 async fn shown(ctx: &Context, head: &RunHead, manifest: &Manifest) -> Result<SimulationRun, ApiError> {
-    let tally = match &head.counts {
+    view(head, manifest, &tally(ctx, head).await?)
+}
+
+/// Where the items of a run stand.
+pub(crate) async fn tally(ctx: &Context, head: &RunHead) -> Result<Tally, ApiError> {
+    Ok(match &head.counts {
         Some(counts) => counts.clone(),
         None => ctx.store.tally(head.id, head.total).await?,
-    };
-    view(head, manifest, &tally)
+    })
 }
 
 /// What a list shows of a run: what it played and against whom.
@@ -997,5 +1036,11 @@ pub(crate) async fn carried_out(ctx: &Context, head: RunHead) -> RunHead {
 
 /// Makes sure that the item with `index` is stored.
 pub(crate) async fn ensure_item(ctx: &Context, head: RunHead, index: u32) -> Result<RunHead, ApiError> {
+    if head.is_held() {
+        return Err(ApiError::new(
+            409,
+            "the run waits to begin until a webhook was told of it; cancel the run, or try again in a moment",
+        ));
+    }
     Ok(progress::expand_until(ctx, head, index, Deadline::after(REQUEST_BUDGET)).await?)
 }

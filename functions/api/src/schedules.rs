@@ -7,7 +7,7 @@ use ringback_shared::{
     clock::iso,
     context::Context,
     costs, ids,
-    lifecycle::Tally,
+    listeners::Outcome,
     models::{
         Object,
         schedule::{
@@ -256,14 +256,6 @@ pub(crate) async fn firings(
     })
 }
 
-/// Where the items of a run stand.
-async fn tally(ctx: &Context, head: &RunHead) -> Result<Tally, ApiError> {
-    Ok(match &head.counts {
-        Some(counts) => counts.clone(),
-        None => ctx.store.tally(head.id, head.total).await?,
-    })
-}
-
 async fn shown(
     ctx: &Context,
     schedule: Uuid,
@@ -281,7 +273,7 @@ async fn shown(
     };
     let head = firing.run.and_then(|run| heads.get(&run));
     let item_counts = match head {
-        Some(head) => Some(runs::item_counts(head.total, &tally(ctx, head).await?)),
+        Some(head) => Some(runs::item_counts(head.total, &runs::tally(ctx, head).await?)),
         None => None,
     };
     Ok(ScheduleFiring {
@@ -295,7 +287,7 @@ async fn shown(
         run_id: firing.run.map(|run| run.to_string()),
         run_status: head.map(runs::status),
         item_counts,
-        notices: hook.map(|hook| notices::progress(&hook, receivers, false)),
+        notices: hook.map(|hook| notices::progress(&hook, receivers, false, Outcome::default())),
     })
 }
 
@@ -329,7 +321,7 @@ pub(crate) async fn trend(
     let mut points = Vec::with_capacity(started.len());
     for (at, run) in started {
         let Some(head) = heads.get(&run) else { continue };
-        let tally = tally(ctx, head).await?;
+        let tally = runs::tally(ctx, head).await?;
         let report = reports.get(&run);
         points.push(TrendPoint {
             scheduled_for: iso(at),

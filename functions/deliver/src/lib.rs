@@ -1,7 +1,7 @@
 //! Tells others that an item's conversation has started or ended, how a run came out, or that a schedule could not start one:
 //! each of them gets a signed request, sent at least once and always under the same name.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
 use futures_util::{FutureExt, future::join_all};
@@ -9,20 +9,23 @@ use reqwest::{
     Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
+use ringback_api::listening::Letter;
 use ringback_shared::{
     batch::{self, Outcome},
     call_record::CallRecord,
     clock::Deadline,
     context::{BoxError, Briefing, Context},
-    hooks::{self, Action, Missed},
-    lifecycle::{Delivery, DeliveryState, Hook, Item, Subject},
+    hooks::{self, Action, Form, Missed},
+    lifecycle::{Delivery, DeliveryState, Hook, HookEvent, Item, Subject},
+    listeners::{self, Listener},
     models::{schedule::Notify, simulation::Server},
     net::{Refused, without_url},
     notices::{self, Notice},
     queue::HookMessage,
     results::Report,
+    secrets::OrgHooks,
     store::{ItemKey, Kind, Manifest, Receivers, RunHead, RunKey, RunKind, StoreError},
-    webhook::{ID_HEADER, SIGNATURE_HEADER, Secret, TIMESTAMP_HEADER, sign},
+    webhook::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign},
 };
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -76,7 +79,7 @@ async fn work(ctx: &Context, message: HookMessage) -> Outcome {
     }
 }
 
-async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
+async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, BoxError> {
     let Some(matter) = Box::pin(Matter::of(ctx, &hook)).await? else {
         return Ok(Outcome::Drop("what it tells of is gone"));
     };
@@ -91,49 +94,90 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, StoreError> {
     let Some(hook) = claimed else {
         return Ok(Outcome::Drop("nothing to deliver now"));
     };
+    let held = matter.held(&hook);
+    let listeners = matter.listeners();
     let Some(content) = Box::pin(matter.content(ctx, &hook)).await? else {
         return Ok(Outcome::Quarantine("a hook without what it tells of".to_owned()));
     };
-    let secrets = match actions.is_empty() {
-        true => Vec::new(),
-        false => secrets(ctx, &hook).await?,
-    };
-    let letter = &Letter {
-        ctx,
-        hook: &hook,
-        content,
-        secrets,
-    };
     let mut left = CONCURRENCY;
-    let attended = actions.into_iter().map(|action| {
+    let mut attended = Vec::with_capacity(actions.len());
+    for action in actions {
         let before = hook.delivery(action.hook, action.action);
         let due = before.state == DeliveryState::Pending && before.next_attempt_at.is_none_or(|at| at <= now);
         let go = due && left > 0;
         left -= usize::from(go);
-        async move {
-            match go {
-                true => letter.attempt(action, before).await,
-                false => before,
+        attended.push((action, before, go));
+    }
+    let mut secrets = None;
+    let mut letters = BTreeMap::new();
+    if attended.iter().any(|(.., go)| *go) {
+        let stored = self::secrets(ctx, &hook).await?;
+        for (action, ..) in attended.iter().filter(|(.., go)| *go) {
+            if let Some(listener) = listeners::of_action(&listeners, action) {
+                let letter = Box::pin(ringback_api::listening::letter(ctx, &hook, listener, &stored));
+                letters.insert(action.action, letter.await?);
             }
         }
+        secrets = Some(stored);
+    }
+    let post = &Post {
+        ctx,
+        hook: &hook,
+        content,
+        secrets,
+        letters,
+    };
+    let attended = attended.into_iter().map(async |(action, before, go)| match go {
+        true => post.attempt(action, before).await,
+        false => before,
     });
     let deliveries: Vec<Delivery> = join_all(attended.collect::<Vec<_>>()).await;
     let now = ctx.clock.now_ms();
+    // Before the hook is settled: who dies in between tells it again, and the run begins all the same.
+    if let Some(head) = held {
+        let_go(ctx, *head, &deliveries, now).await?;
+    }
     ctx.store
         .change_hook(hook.clone(), |hook| hook.delivered(&owner, &deliveries, now))
         .await?;
     Ok(Outcome::Done)
 }
 
+/// Lets a run begin that was held until somebody was told of it, once all were told; or cancels it, when one of them was given up.
+async fn let_go(ctx: &Context, head: RunHead, deliveries: &[Delivery], now: i64) -> Result<(), StoreError> {
+    if deliveries.iter().any(|one| one.state == DeliveryState::Pending) {
+        return Ok(());
+    }
+    match deliveries.iter().find(|one| one.state == DeliveryState::Failed) {
+        Some(failed) => {
+            let why = format!(
+                "the webhook that is told of the run before it begins was not taken: {}",
+                failed.error.as_deref().unwrap_or_default()
+            );
+            ctx.store
+                .change_run(head, now, |head| head.withhold(&why, now))
+                .await?;
+        }
+        None => {
+            ctx.store.release_run(head, now).await?;
+        }
+    }
+    Ok(())
+}
+
 /// What a hook tells of, as far as it says who is told.
 enum Matter {
     /// An item's conversation.
-    Item { at: ItemKey, briefing: Arc<Briefing> },
-    /// A run's end.
+    Item {
+        at: ItemKey,
+        briefing: Arc<Briefing>,
+        listeners: Arc<[Listener]>,
+    },
+    /// A run, of one that has ended with what it came to.
     Run {
         head: Box<RunHead>,
         receivers: Receivers,
-        report: Box<Report>,
+        report: Option<Box<Report>>,
     },
     /// A schedule that did not start a run.
     Firing {
@@ -152,6 +196,8 @@ enum Content {
         briefing: Arc<Briefing>,
     },
     Notice(Notice),
+    /// A run that waits to begin; only those are told who have their own words for it.
+    Held,
 }
 
 impl Matter {
@@ -165,6 +211,10 @@ impl Matter {
             } => Some(Self::Item {
                 at: ItemKey { run, index },
                 briefing: ctx.briefing(run, simulation).await?,
+                listeners: match hook.listened {
+                    true => ctx.listeners(run).await?,
+                    false => Arc::default(),
+                },
             }),
             Subject::Run { run, kind } => {
                 let key = RunKey {
@@ -178,7 +228,10 @@ impl Matter {
                         let manifest = ctx.store.manifest(run).await?;
                         Some(Self::Run {
                             // Counted before the hook is claimed, which is for as long as it takes to be told.
-                            report: Box::new(report(ctx, &head, &manifest).await?),
+                            report: match hook.event {
+                                HookEvent::RunHeld => None,
+                                _ => Some(Box::new(report(ctx, &head, &manifest).await?)),
+                            },
                             receivers: manifest.notify,
                             head: Box::new(head),
                         })
@@ -201,10 +254,47 @@ impl Matter {
         })
     }
 
+    /// The run that waits until this was told.
+    fn held(&self, hook: &Hook) -> Option<Box<RunHead>> {
+        match self {
+            Self::Run { head, .. } if hook.event == HookEvent::RunHeld => Some(head.clone()),
+            _ => None,
+        }
+    }
+
+    fn listeners(&self) -> Arc<[Listener]> {
+        match self {
+            Self::Item { listeners, .. } => Arc::clone(listeners),
+            Self::Run { receivers, .. } => Arc::from(receivers.listeners.as_slice()),
+            Self::Firing { .. } => Arc::default(),
+        }
+    }
+
     fn actions(&self, hook: &Hook) -> Vec<Action> {
         match self {
-            Self::Item { briefing, .. } => hooks::actions(&briefing.snapshot, &briefing.target, hook.event),
-            Self::Run { head, receivers, .. } => notices::actions(receivers, head.is_success()),
+            Self::Item {
+                briefing, listeners, ..
+            } => {
+                let mut all = hooks::actions(&briefing.snapshot, &briefing.target, hook.event);
+                let outcome = listeners::Outcome::default();
+                all.extend(listeners::actions(listeners, hook.event, outcome));
+                all
+            }
+            Self::Run {
+                head,
+                receivers,
+                report,
+            } => {
+                let (mut all, outcome) = match report {
+                    Some(report) => (
+                        notices::actions(receivers, head.is_success()),
+                        listeners::Outcome::of(head, report.trials.errored),
+                    ),
+                    None => Default::default(),
+                };
+                all.extend(listeners::actions(&receivers.listeners, hook.event, outcome));
+                all
+            }
             Self::Firing { notify, .. } => notices::actions(&Receivers::of(notify.clone()), false),
         }
     }
@@ -212,7 +302,7 @@ impl Matter {
     async fn content(self, ctx: &Context, hook: &Hook) -> Result<Option<Content>, StoreError> {
         let public_url = &ctx.config.public_url;
         Ok(match self {
-            Self::Item { at, briefing } => match ctx.store.item(at).await? {
+            Self::Item { at, briefing, .. } => match ctx.store.item(at).await? {
                 Some(item) => {
                     let detail = ctx.store.item_detail(item.id()).await?;
                     Some(Content::Item {
@@ -223,9 +313,12 @@ impl Matter {
                 }
                 None => None,
             },
-            Self::Run { head, report, .. } => {
-                Some(Content::Notice(notices::of_run(hook, &head, &report, public_url)))
-            }
+            Self::Run {
+                head,
+                report: Some(report),
+                ..
+            } => Some(Content::Notice(notices::of_run(hook, &head, &report, public_url))),
+            Self::Run { report: None, .. } => Some(Content::Held),
             Self::Firing {
                 schedule,
                 fire_at,
@@ -239,7 +332,7 @@ impl Matter {
 }
 
 impl Content {
-    /// What one of those who are told is sent.
+    /// What one of those is sent who are told in Ringback's words.
     fn body(&self, hook: &Hook, action: &Action) -> Value {
         match self {
             Self::Item {
@@ -247,8 +340,9 @@ impl Content {
                 record,
                 briefing,
             } => hooks::body(hook, item, &briefing.snapshot, record, &action.include),
-            Self::Notice(notice) if action.slack => notice.slack.clone(),
+            Self::Notice(notice) if action.form == Form::Slack => notice.slack.clone(),
             Self::Notice(notice) => notice.webhook.clone(),
+            Self::Held => Value::Null,
         }
     }
 }
@@ -303,24 +397,19 @@ fn title_of(head: &RunHead, manifest: &Manifest) -> String {
 }
 
 /// What the organization's hooks are signed with.
-async fn secrets(ctx: &Context, hook: &Hook) -> Result<Vec<Secret>, StoreError> {
+async fn secrets(ctx: &Context, hook: &Hook) -> Result<OrgHooks, StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Throttled(error.to_string());
     let stored = ctx
         .secrets
         .org_hooks(hook.org)
         .await
         .map_err(|error| unavailable(&error))?;
-    let secrets = stored
-        .map(|stored| stored.secrets())
-        .transpose()
-        .map_err(|error| StoreError::Corrupt(error.to_string()))?
-        .unwrap_or_default();
-    if secrets.is_empty() {
-        return Err(unavailable(
-            &"the organization has no secret to sign its hooks with; make one with POST /hook/secret",
-        ));
-    }
-    Ok(secrets)
+    let none = || {
+        unavailable(&"the organization has no secret to sign its hooks with; make one with POST /hook/secret")
+    };
+    stored
+        .filter(|stored| !stored.signing.is_empty())
+        .ok_or_else(none)
 }
 
 fn timeout_ms(action: &Action) -> i64 {
@@ -329,11 +418,14 @@ fn timeout_ms(action: &Action) -> i64 {
 }
 
 /// What is told to everybody who wants to hear of one hook.
-struct Letter<'a> {
+struct Post<'a> {
     ctx: &'a Context,
     hook: &'a Hook,
     content: Content,
-    secrets: Vec<Secret>,
+    /// There when anything is sent.
+    secrets: Option<OrgHooks>,
+    /// What those are sent who have their own words, by the places of their actions.
+    letters: BTreeMap<u32, Letter>,
 }
 
 /// Why an attempt did not succeed.
@@ -344,7 +436,7 @@ enum Failed {
     Never(String),
 }
 
-impl Letter<'_> {
+impl Post<'_> {
     /// Makes the attempt that an action is due for; gives what became of the action, which was `before`.
     async fn attempt(&self, action: Action, before: Delivery) -> Delivery {
         let Some(server) = &action.server else {
@@ -404,8 +496,15 @@ impl Letter<'_> {
             .outbound
             .client(&url, false)
             .map_err(|refused| Failed::Never(refused.to_string()))?;
-        let body = self.content.body(self.hook, action).to_string();
-        let headers = self.headers(action, server, body.as_bytes())?;
+        let letter = self
+            .letters
+            .get(&action.action)
+            .filter(|_| action.form == Form::Listener);
+        let body = match letter {
+            Some(letter) => letter.body.to_string(),
+            None => self.content.body(self.hook, action).to_string(),
+        };
+        let headers = self.headers(action, server, letter, body.as_bytes())?;
         let timeout = Duration::from_millis(timeout_ms(action).unsigned_abs());
         let sent = client
             .post(url)
@@ -437,7 +536,13 @@ impl Letter<'_> {
         ))
     }
 
-    fn headers(&self, action: &Action, server: &Server, body: &[u8]) -> Result<HeaderMap, Failed> {
+    fn headers(
+        &self,
+        action: &Action,
+        server: &Server,
+        letter: Option<&Letter>,
+        body: &[u8],
+    ) -> Result<HeaderMap, Failed> {
         let mut headers = HeaderMap::new();
         let mut put = |name: &str, value: &str| {
             let parsed = (HeaderName::try_from(name), HeaderValue::try_from(value));
@@ -456,11 +561,23 @@ impl Letter<'_> {
                 other => put(name, &other.to_string())?,
             }
         }
+        for (name, value) in letter.iter().flat_map(|letter| &letter.headers) {
+            put(name, value)?;
+        }
         // Ours last: nobody may say another name or signature than these.
         let id = self.hook.webhook_id(action.hook, action.action);
         let seconds = self.ctx.clock.now_ms() / 1000;
-        let signatures: Vec<String> = self
-            .secrets
+        let secrets = self.secrets.as_ref();
+        let secrets = secrets.map(|all| all.secrets_of(letter.and_then(|letter| letter.signed_as)));
+        let secrets = match secrets.transpose() {
+            Ok(Some(secrets)) if !secrets.is_empty() => secrets,
+            _ => {
+                return Err(Failed::Never(
+                    "there is no secret any more to sign it with".to_owned(),
+                ));
+            }
+        };
+        let signatures: Vec<String> = secrets
             .iter()
             .map(|secret| sign(secret, &id, seconds, body))
             .collect();

@@ -32,7 +32,7 @@ const ROUNDS: usize = 3;
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// The functions.
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 12] = [
     "api",
     "api-secrets",
     "call-ended",
@@ -42,6 +42,7 @@ const FUNCTIONS: [&str; 11] = [
     "evaluate",
     "relay",
     "schedule",
+    "sigmamind",
     "start-item",
     "sweep",
 ];

@@ -21,6 +21,11 @@ pub enum HookEvent {
     Started,
     /// The conversation is over, or could not be held.
     Ended,
+    /// The conversation has its verdict.
+    Judged,
+    /// A run waits to begin until this was told.
+    #[serde(rename = "run-held")]
+    RunHeld,
     /// All items of a run are over.
     #[serde(rename = "run-ended")]
     RunEnded,
@@ -36,6 +41,8 @@ impl HookEvent {
         match self {
             Self::Started => "started",
             Self::Ended => "ended",
+            Self::Judged => "judged",
+            Self::RunHeld => "run-held",
             Self::RunEnded => "run-ended",
             Self::ScheduleFailed => "schedule-failed",
         }
@@ -47,6 +54,8 @@ impl HookEvent {
         match self {
             Self::Started => "simulation.run.started",
             Self::Ended => "simulation.run.ended",
+            Self::Judged => "simulation.run.judged",
+            Self::RunHeld => "run.held",
             Self::RunEnded => "run.ended",
             Self::ScheduleFailed => "schedule.failed",
         }
@@ -160,6 +169,9 @@ pub struct Hook {
     /// Who works on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
+    /// Whether those who listen to its run may have to be told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub listened: bool,
     /// The trace of the request that made its item's run, if that had one.
     #[serde(
         default,
@@ -176,7 +188,7 @@ impl Hook {
     /// What has to be told when an item that was `before` is `after` at `now`.
     #[must_use]
     pub fn of(before: &Item, after: &Item, now: i64) -> Vec<Self> {
-        if !after.hooked {
+        if !after.is_told() {
             return Vec::new();
         }
         let mut events = Vec::new();
@@ -191,6 +203,10 @@ impl Hook {
         if !over && after.state >= State::Evaluating && tried {
             events.push(HookEvent::Ended);
         }
+        let judged = matches!(after.state, State::Passed | State::Failed);
+        if after.listened && before.state == State::Evaluating && judged {
+            events.push(HookEvent::Judged);
+        }
         let subject = Subject::Item {
             run: after.run,
             index: after.index,
@@ -199,6 +215,7 @@ impl Hook {
         let hook = |event| Self {
             canceled: after.state == State::Canceled,
             failure: after.failure.as_ref().map(|failure| failure.reason.clone()),
+            listened: after.listened,
             trace: after.trace,
             ..Self::new(after.org, subject, event, now)
         };
@@ -221,6 +238,19 @@ impl Hook {
             canceled: after.canceled_at.is_some(),
             ..Self::new(after.org, subject, HookEvent::RunEnded, now)
         })
+    }
+
+    /// What has to be told before a new run begins, at `now`.
+    #[must_use]
+    pub fn of_held(head: &RunHead, now: i64) -> Self {
+        let subject = Subject::Run {
+            run: head.id,
+            kind: head.kind,
+        };
+        Self {
+            trace: head.trace,
+            ..Self::new(head.org, subject, HookEvent::RunHeld, now)
+        }
     }
 
     /// What has to be told when no run could be started at `now` for the firing of a schedule at `fire_at`.
@@ -251,6 +281,7 @@ impl Hook {
             version: 1,
             requeues: 0,
             lease: None,
+            listened: false,
             trace: None,
             deliveries: Vec::new(),
         }

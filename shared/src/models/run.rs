@@ -176,14 +176,15 @@ fn run_extras(schema: &mut schemars::Schema) {
                 "items": {
                     "type": "object", "required": ["type", "webhookId", "status", "attempts"],
                     "properties": {
-                        "type": { "enum": ["webhook", "slack"] }, "webhookId": { "type": "string" },
+                        "type": { "enum": ["webhook", "slack"] }, "event": { "enum": ["run.held"] },
+                        "webhookId": { "type": "string" },
                         "status": { "enum": ["pending", "delivered", "failed", "skipped"] }, "attempts": { "type": "integer" },
                         "statusCode": { "type": "integer" }, "error": { "type": "string" },
                         "deliveredAt": { "type": "string", "format": "date-time" },
                         "nextAttemptAt": { "type": "string", "format": "date-time" },
                     },
                 },
-                "description": "To whom its end was told, in the answer that reads one run.",
+                "description": "To whom its end was told, or before it began (run.held), in the answer that reads one run.",
             },
             "omitted": {
                 "type": "array", "items": { "type": "string" },

@@ -36,11 +36,13 @@ pub enum Kind {
     TestProfile,
     /// What holds for all of an organization's runs: its rubric.
     Project,
+    /// Who is told of an agent's conversations.
+    Webhook,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Personality,
         Self::Scenario,
         Self::Simulation,
@@ -54,6 +56,7 @@ impl Kind {
         Self::Metric,
         Self::TestProfile,
         Self::Project,
+        Self::Webhook,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -70,6 +73,7 @@ impl Kind {
             Self::Schedule => "schedule",
             Self::Metric => "metric",
             Self::TestProfile => "test-profile",
+            Self::Webhook => "webhook",
             Self::Project => "project",
         }
     }

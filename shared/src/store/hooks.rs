@@ -32,12 +32,12 @@ impl HookKey {
         }
     }
 
-    /// The end of a run.
+    /// What is told of a run.
     #[must_use]
-    pub fn of_run(run: Uuid) -> Self {
+    pub fn of_run(run: Uuid, event: HookEvent) -> Self {
         Self {
             pk: run_pk(run),
-            sk: format!("HOOK#{}", HookEvent::RunEnded.as_str()),
+            sk: format!("HOOK#{}", event.as_str()),
         }
     }
 
@@ -53,7 +53,7 @@ impl HookKey {
     fn of(hook: &Hook) -> Self {
         match hook.subject {
             Subject::Item { run, index, .. } => Self::of_item(ids::item_id(run, index), hook.event),
-            Subject::Run { run, .. } => Self::of_run(run),
+            Subject::Run { run, .. } => Self::of_run(run, hook.event),
             Subject::Firing { schedule, fire_at } => Self::of_firing(schedule, fire_at),
         }
     }

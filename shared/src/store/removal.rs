@@ -561,7 +561,8 @@ mod tests {
                 | Kind::Schedule
                 | Kind::Metric
                 | Kind::TestProfile
-                | Kind::Project => {}
+                | Kind::Project
+                | Kind::Webhook => {}
             }
         }
     }

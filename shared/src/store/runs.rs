@@ -22,6 +22,7 @@ use super::{
 use crate::{
     ids,
     lifecycle::{Hook, Item, REQUEUE_AFTER_MS, Tally},
+    listeners::Listener,
     models::{
         schedule::{Notify, NotifyOn},
         trials::OriginKind,
@@ -37,6 +38,8 @@ const CREATION_ROWS: usize = 95;
 const CREATION_BYTES: usize = 3_000_000;
 /// How long after a run's last progress `sweep` recounts it, in milliseconds.
 const RECOUNT_AFTER_MS: i64 = 300_000;
+/// The longest that a run waits until somebody was told of it, in milliseconds: longer than all attempts to tell them together.
+const HELD_MS: i64 = 600_000;
 /// How long after its deletion was asked for a run is taken away, in milliseconds: longer than any worker's claim.
 pub(super) const DELETE_AFTER_MS: i64 = 240_000;
 
@@ -138,6 +141,8 @@ impl RunKey {
 pub enum RunOwed {
     /// Nothing: it has ended.
     Nothing,
+    /// That it begins, or is canceled, should whoever is told of it before not come to an end.
+    Release,
     /// The rest of its items.
     Expand,
     /// The cancellation of its items.
@@ -178,6 +183,16 @@ pub struct RunHead {
     /// Whether any of its scenarios has hooks.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hooked: bool,
+    /// Whether somebody listens to its conversations.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub listened: bool,
+    /// As long as it waits to begin, because somebody has to be told of it before: when that is given up, in milliseconds since the
+    /// Unix epoch. Until then it has no items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<i64>,
+    /// Why it never began, if it was canceled because somebody could not be told of it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<String>,
     /// `assistant` or `squad`.
     pub target_type: String,
     /// The target's id, unless it came inline.
@@ -256,6 +271,23 @@ impl RunHead {
         self.total.div_ceil(PARTITION)
     }
 
+    /// Whether it waits to begin until somebody was told of it.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.held_until.is_some() && self.canceled_at.is_none()
+    }
+
+    /// Cancels it, at `now` (milliseconds since the Unix epoch), if it still waits to begin, because somebody could not be told of it.
+    /// Gives whether it did.
+    pub fn withhold(&mut self, why: &str, now: i64) -> bool {
+        let held = self.is_held();
+        if held {
+            self.canceled_at = Some(now);
+            self.withheld = Some(why.to_owned());
+        }
+        held
+    }
+
     /// Whether its conversations were held before, by another run: its items need no slots and tell no hooks.
     #[must_use]
     pub fn only_judges(&self) -> bool {
@@ -302,6 +334,7 @@ impl RunHead {
     pub fn item(&self, index: u32, now: i64) -> Item {
         let item = Item {
             hooked: self.hooked,
+            listened: self.listened,
             kind: self.kind,
             trace: self.trace,
             ..Item::admitted(self.org, self.id, index, self.iterations, now)
@@ -318,7 +351,7 @@ impl RunHead {
 
     /// What is waited for, if its items need slots.
     fn waiting(&self, now: i64) -> Option<Waiting> {
-        let waits = !self.only_judges() && (self.endpoint.is_some() || self.cap.is_some());
+        let waits = !self.is_held() && !self.only_judges() && (self.endpoint.is_some() || self.cap.is_some());
         waits.then(|| Waiting {
             run: self.id,
             next: 0,
@@ -351,6 +384,8 @@ impl RunHead {
             RunOwed::Delete
         } else if self.state == RunState::Ended {
             RunOwed::Nothing
+        } else if self.is_held() {
+            RunOwed::Release
         } else if self.expanded < self.total {
             RunOwed::Expand
         } else if self.canceled_at.is_some() && self.cancel_cursor < self.total {
@@ -358,7 +393,11 @@ impl RunHead {
         } else {
             RunOwed::Recount
         };
-        self.due_at = (self.owed != RunOwed::Nothing).then_some(now + RECOUNT_AFTER_MS);
+        self.due_at = match self.owed {
+            RunOwed::Nothing => None,
+            RunOwed::Release => self.held_until.map(|until| until.max(now)),
+            _ => Some(now + RECOUNT_AFTER_MS),
+        };
     }
 }
 
@@ -404,6 +443,9 @@ pub struct Receivers {
     /// The Slack webhooks of the suites that it plays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suites: Vec<String>,
+    /// Those who listen, in an order that never changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listener>,
 }
 
 impl Receivers {
@@ -413,11 +455,18 @@ impl Receivers {
         Self {
             asked,
             suites: Vec::new(),
+            listeners: Vec::new(),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.asked.is_none() && self.suites.is_empty()
+        self.asked.is_none() && self.suites.is_empty() && self.listeners.is_empty()
+    }
+
+    /// Whether somebody may have to be told of anything.
+    #[must_use]
+    pub fn tell(&self) -> bool {
+        self.own().is_some() || !self.listeners.is_empty()
     }
 
     /// Whether somebody is to hear of an outcome, and it is not said who.
@@ -426,12 +475,21 @@ impl Receivers {
         self.asked
             .as_ref()
             .is_some_and(|asked| asked.on != NotifyOn::Never)
-            && self.on().is_none()
+            && self.own().is_none()
     }
 
-    /// Which outcome is told, if anybody is to hear of it.
+    /// Which outcome is told, if anybody is to hear of it. Who listens chooses when the outcome is known.
     #[must_use]
     pub fn on(&self) -> Option<NotifyOn> {
+        match self.listeners.iter().any(Listener::hears_ends) {
+            true => Some(NotifyOn::Both),
+            false => self.own(),
+        }
+    }
+
+    /// Which outcome is told to those whom the request and the suites name.
+    #[must_use]
+    pub fn own(&self) -> Option<NotifyOn> {
         let asked = self.asked.as_ref();
         let on = asked.map_or(NotifyOn::Both, |notify| notify.on);
         let named = asked.is_some_and(|notify| notify.slack_webhook_url.is_some() || notify.server.is_some());
@@ -804,6 +862,7 @@ impl Store {
         let origin = new.origin.as_ref().map(|origin| origin.run);
         // What was told of a conversation is not told again.
         let tells = origin.is_none_or(|origin| origin.kind != OriginKind::Evaluation);
+        let listeners = &new.manifest.notify.listeners;
         let mut head = RunHead {
             id: new.id,
             org: new.org,
@@ -816,6 +875,9 @@ impl Store {
             endpoint: new.endpoint,
             cap: new.cap,
             hooked: tells && new.snapshots.iter().any(Snapshot::has_hooks),
+            listened: tells && listeners.iter().any(Listener::hears_items),
+            held_until: (tells && listeners.iter().any(Listener::holds)).then_some(now + HELD_MS),
+            withheld: None,
             target_type: new.target_type.clone(),
             target_id: new.target_id,
             origin,
@@ -853,7 +915,7 @@ impl Store {
             rows.push(row);
             inert.extend(parts);
         }
-        let few = head.total <= CHUNK && rows.len() + head.total as usize <= CREATION_ROWS;
+        let few = !head.is_held() && head.total <= CHUNK && rows.len() + head.total as usize <= CREATION_ROWS;
         if few {
             head.expanded = head.total;
         }
@@ -873,6 +935,9 @@ impl Store {
         }
         if let Some(waiting) = head.waiting(now) {
             writes.push(Write::plain(waiting_row(head.org, &waiting)?));
+        }
+        if head.is_held() {
+            writes.push(Write::plain(hook_row(&Hook::of_held(&head, now))?));
         }
         if few {
             for index in 0..head.total {
@@ -1127,7 +1192,7 @@ impl Store {
     /// # Errors
     /// When the table cannot be written.
     pub async fn expand(&self, head: &RunHead, now: i64) -> Result<RunHead, StoreError> {
-        if head.expanded >= head.total {
+        if head.expanded >= head.total || head.is_held() {
             return Ok(head.clone());
         }
         let until = (head.expanded / CHUNK + 1).saturating_mul(CHUNK).min(head.total);
@@ -1182,6 +1247,29 @@ impl Store {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Lets a run begin that was held until somebody was told of it: with the same write it waits for slots, if it needs any. Gives the
+    /// head as it is then, also when it began before or was canceled.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub async fn release_run(&self, mut head: RunHead, now: i64) -> Result<RunHead, StoreError> {
+        while head.is_held() {
+            let mut next = head.next(now);
+            next.held_until = None;
+            next.owe(now);
+            let mut writes = vec![Write::put(head_row(&next)?, Condition::Version(head.version))];
+            if let Some(waiting) = next.waiting(now) {
+                writes.push(Write::plain(waiting_row(head.org, &waiting)?));
+            }
+            match self.transact(writes).await {
+                Ok(()) => return Ok(next),
+                Err(WriteError::Condition(Some(row))) => head = read(row)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(head)
     }
 
     /// Takes a run away with everything that is kept of it, its head last: whoever dies in between finds it again.

@@ -8,6 +8,7 @@ use super::{
     answer::{Answer, Fields, Refusal},
     objects::{self, Asked, Filter, Numbers, Resource, own, text},
     personalities::{system_prompt, with_system_prompt},
+    webhooks,
 };
 use crate::http::Response;
 
@@ -50,8 +51,9 @@ const NESTED: [(&str, &str); 6] = [
     ("assistant_id", "/provider/agent_id"),
 ];
 /// What is kept under names of Ringback's own, or made anew.
-const TAKEN: [&str; 11] = [
+const TAKEN: [&str; 12] = [
     "id",
+    "webhook_secret",
     "name",
     "project",
     "description",
@@ -82,15 +84,21 @@ impl Resource for Agents {
         if !inbound && number.is_none() {
             fields.wrong("contact_number", "This field is required for outbound agents.");
         }
-        fields.refuse_webhooks();
+        webhooks::check(&mut fields);
         fields.choice("assistant_provider", &PROVIDERS);
         fields.text("assistant_id", 0..=255);
         let model = fields.object("model");
         let first = fields.text("first_message", 0..=10_000);
         let speaks_first = fields.flag("agent_gives_first_message");
+        if fields.raw("webhook_secret").is_some_and(|secret| secret != "") {
+            fields.wrong(
+                "webhook_secret",
+                "All webhooks show the project's secret: set it with PATCH /user/v1/projects/{id}/, and leave this out.",
+            );
+        }
         let keys: Vec<String> = fields.names(|name| {
             name.ends_with("_api_key")
-                || name.ends_with("_secret")
+                || (name.ends_with("_secret") && name != "webhook_secret")
                 || name.ends_with("_token")
                 || name == "credentials"
         });
@@ -213,9 +221,37 @@ impl Resource for Agents {
 }
 
 /// What an agent is called.
-pub(super) fn name(body: &Value) -> String {
+pub(crate) fn name(body: &Value) -> String {
     let own = body.pointer("/cekura/agent_name").and_then(Value::as_str);
     own.unwrap_or_else(|| text(body, "name")).to_owned()
+}
+
+/// Who hosts an agent, if that is somebody who knows it by an id of theirs.
+pub(super) fn hosted_by(body: &Value) -> Option<&str> {
+    let provider = body.pointer("/cekura/assistant_provider").and_then(Value::as_str);
+    provider.filter(|provider| !["self_hosted", "custom", "vocera"].contains(provider))
+}
+
+/// The id by which a run names an agent: Vapi's for one that it hosts, for it knows its own assistants better than what is written of
+/// them here.
+pub(super) fn target_id(body: &Value, id: Uuid) -> String {
+    let remote = body.pointer("/cekura/assistant_id").and_then(Value::as_str);
+    match (hosted_by(body), remote.filter(|remote| !remote.is_empty())) {
+        (Some("vapi"), Some(remote)) => remote.to_owned(),
+        _ => id.to_string(),
+    }
+}
+
+/// The same for an agent that is to be chatted with, or why that cannot be.
+pub(crate) fn chat_target(body: &Value, id: Uuid) -> Result<String, String> {
+    let has_model = body.pointer("/model/url").is_some();
+    match hosted_by(body).filter(|provider| *provider != "vapi" && !has_model) {
+        Some(provider) => Err(format!(
+            "Ringback cannot chat with agents of {provider}: give the agent a model that can be asked over HTTP (model.url), or call \
+             it with run_scenarios."
+        )),
+        None => Ok(target_id(body, id)),
+    }
 }
 
 /// What an agent is said to be: in words of its own, or else in those that its model is told.

@@ -319,33 +319,6 @@ impl Fields {
     }
 }
 
-/// Why nobody can be told in this shape.
-const UNTOLD: &str = "Ringback does not send webhooks in this shape; set notify on the schedule (PATCH /schedule/{id}), poll the result, and leave \
-                      this out.";
-
-impl Fields {
-    /// Refuses fields that ask for somebody to be told: nobody would be.
-    pub(super) fn refuse_webhooks(&mut self) {
-        let told = |name: &str| ["webhook_url", "webhook_secret"].contains(&name);
-        for name in self.names(told) {
-            if self.raw(&name).is_some_and(|value| value != "") {
-                self.wrong(&name, UNTOLD);
-            }
-        }
-        for name in self.names(|name| {
-            name.starts_with("notify_") && name.ends_with("webhook") || name.contains("_webhook_")
-        }) {
-            if self.flag(&name) == Some(true) {
-                self.wrong(&name, UNTOLD);
-            }
-        }
-        let told = self.choice("notify_on", &["never", "success", "failure", "both"]);
-        if told.is_some_and(|told| told != "never") {
-            self.wrong("notify_on", UNTOLD);
-        }
-    }
-}
-
 /// The most entries of a page.
 const MAX_PAGE_SIZE: usize = 200;
 /// How many entries a page has unless the request says so.

@@ -34,14 +34,14 @@ const RESULTS: usize = 1000;
 
 /// Whether a run is shown with all that it has.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Whole,
     /// Without what was said.
     Brief,
 }
 
 /// A run as clients see it who read it alone, or in a list.
-async fn shown(
+pub(super) async fn shown(
     asked: Asked<'_>,
     whole: &Whole,
     numbers: &Numbers,

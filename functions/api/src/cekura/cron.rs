@@ -3,7 +3,7 @@
 use ringback_shared::{
     context::Context,
     models::{Object, schedule::CreateSchedule},
-    store::{Definition, Kind},
+    store::{Definition, Kind, NewRun},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -12,6 +12,7 @@ use super::{
     answer::{Answer, Fields, Refusal, nothing},
     launch::{Channel, Launch},
     objects::{self, Asked, Numbers, number, own, text, uuids},
+    webhooks::{self, Starter},
 };
 use crate::{
     filters::Definitions,
@@ -59,7 +60,7 @@ async fn as_schedule(asked: Asked<'_>, mut fields: Fields) -> Result<Object, Ref
     let mode = fields.choice("execution_mode", &MODES);
     let as_text = fields.flag("run_as_text").unwrap_or(false);
     let mode = mode.unwrap_or_else(|| if as_text { "text" } else { "voice" }.to_owned());
-    fields.refuse_webhooks();
+    let told = fields.choice("notify_on", &["never", "success", "failure", "both"]);
     let via = fields.choice("created_via", &["user", "api", "mcp", "cli", "sdk"]);
     let active = fields.flag("is_active").unwrap_or(true);
     let channel = match Channel::of_mode(&mode) {
@@ -84,6 +85,9 @@ async fn as_schedule(asked: Asked<'_>, mut fields: Fields) -> Result<Object, Ref
         .get("tags")
         .and_then(Value::as_array)
         .is_some_and(|tags| !tags.is_empty());
+    if let Some(told) = told {
+        kept.insert("notify_on".to_owned(), json!(told));
+    }
     kept.insert("execution_mode".to_owned(), json!(mode));
     kept.insert("created_via".to_owned(), json!(via.as_deref().unwrap_or("api")));
     kept.insert("agentId".to_owned(), json!(launch.agent.id));
@@ -175,7 +179,7 @@ fn show(asked: Asked<'_>, body: &Value, numbers: &Numbers) -> Value {
         "test_profiles": numbers.all_named(Kind::TestProfile, cekura("testProfileIds")),
         "frequency": cekura("frequency").cloned().unwrap_or_else(|| get("iterations")),
         "concurrency_limit": get("concurrencyLimit"), "execution_mode": mode, "run_as_text": mode == "text",
-        "notify_on": "never",
+        "notify_on": cekura("notify_on").unwrap_or(&json!("both")),
         "is_active": body.get("active").and_then(Value::as_bool).unwrap_or(true),
         "created_via": cekura("created_via").unwrap_or(&json!("api")),
         "next_runs": get("nextFirings"), "created_at": get("createdAt"), "updated_at": get("updatedAt"),
@@ -295,6 +299,28 @@ pub(crate) async fn as_of_now(
         simulations: run.simulations,
         ..schedule.clone()
     }))
+}
+
+/// Lets the project's or the agent's webhook listen to the run that a cron job starts; to those of another schedule nobody does.
+pub(crate) async fn listen(
+    ctx: &Context,
+    org: Uuid,
+    schedule: &CreateSchedule,
+    new: &mut NewRun,
+) -> Result<(), ApiError> {
+    let body = json!(schedule);
+    if own(&body).is_empty() {
+        return Ok(());
+    }
+    let asked = Asked {
+        ctx,
+        org,
+        request: &Request::default(),
+        version: 1,
+    };
+    let told = cekura(&body, "notify_on").and_then(Value::as_str);
+    let listening = webhooks::listen(asked, new, Starter::cron(told)).await;
+    listening.map_err(Refusal::into_error)
 }
 
 /// A schedule's fields as clients write them.

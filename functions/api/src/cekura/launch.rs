@@ -18,7 +18,7 @@ use super::{
     agents,
     answer::{Answer, Fields, Refusal},
     objects::{self, Asked, text, uuids},
-    profiles, results, scenarios,
+    profiles, results, scenarios, webhooks,
 };
 use crate::{filters::Definitions, runs};
 
@@ -327,14 +327,10 @@ impl Launch {
                 .pointer(&format!("/cekura/{name}"))
                 .and_then(Value::as_str)
         };
-        let provider = own("assistant_provider")
-            .filter(|provider| !["self_hosted", "custom", "vocera"].contains(provider));
-        let remote = own("assistant_id").filter(|id| !id.is_empty());
-        let has_model = self.agent.body.pointer("/model/url").is_some();
-        // Vapi knows its own assistants better than what is written of them here.
-        let id = match (provider, remote) {
-            (Some("vapi"), Some(remote)) => remote.to_owned(),
-            _ => self.agent.id.to_string(),
+        let provider = agents::hosted_by(&self.agent.body);
+        let id = match self.channel {
+            Channel::Text => agents::chat_target(&self.agent.body, self.agent.id).map_err(Refusal::list)?,
+            Channel::Voice(_) => agents::target_id(&self.agent.body, self.agent.id),
         };
         let target = SimulationRunTarget::Assistant(TargetAssistant {
             assistant_id: Some(id),
@@ -342,15 +338,7 @@ impl Launch {
         });
         let mut extra = Object::new();
         let kind = match self.channel {
-            Channel::Text => {
-                if let Some(provider) = provider.filter(|provider| *provider != "vapi" && !has_model) {
-                    return Err(Refusal::list(format!(
-                        "Ringback cannot chat with agents of {provider}: give the agent a model that can be asked over HTTP \
-                         (model.url), or call it with run_scenarios."
-                    )));
-                }
-                TransportProvider::Webchat
-            }
+            Channel::Text => TransportProvider::Webchat,
             Channel::Voice(wanted) => {
                 if !agents::is_inbound(&self.agent.body) {
                     return Err(Refusal::list(
@@ -502,11 +490,12 @@ pub(super) async fn launch(asked: Asked<'_>, suffix: &str) -> Answer {
     let launch = Launch::read(asked, &mut fields, channel, "agent_id").await?;
     let wanted = launch.run(asked).await?;
     let prepared = runs::prepare(asked.ctx, asked.org, wanted, now).await;
-    let new = prepared.map_err(|error| match error.is_not_found() {
+    let mut new = prepared.map_err(|error| match error.is_not_found() {
         // Something that a scenario names was deleted.
         true => Refusal::field("scenarios", error.text()),
         false => error.into(),
     })?;
+    webhooks::listen(asked, &mut new, webhooks::Starter::Request).await?;
     let (head, _) = runs::begin(asked.ctx, results::of_request(asked, new)?, now).await?;
     results::launched(asked, head).await
 }

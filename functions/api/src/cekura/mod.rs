@@ -17,10 +17,11 @@ mod projects;
 mod results;
 mod scenarios;
 mod transcripts;
+mod webhooks;
 mod whole;
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
-use ringback_shared::context::Context;
+use ringback_shared::{context::Context, lifecycle::Hook, secrets::OrgHooks};
 use tracing::{
     Instrument, Span,
     field::{Empty, display},
@@ -35,9 +36,22 @@ use self::{
     profiles::TestProfiles,
     scenarios::Scenarios,
 };
-use crate::http::Request;
+use crate::{
+    http::{ApiError, Request},
+    listening::Letter,
+};
 
-pub(crate) use self::cron::as_of_now;
+pub(crate) use self::{
+    agents::{chat_target, name as agent_name},
+    cron::{as_of_now, listen},
+    personalities::{system_prompt, with_system_prompt},
+};
+
+/// What the webhook of a project or an agent is sent for a hook.
+pub(crate) async fn letter(ctx: &Context, hook: &Hook, secrets: &OrgHooks) -> Result<Letter, ApiError> {
+    let letter = webhooks::letter(ctx, hook, secrets).await;
+    letter.map_err(Refusal::into_error)
+}
 
 /// The beginnings of the paths that are of this shape.
 const ROOTS: [&str; 3] = ["test_framework", "schedules", "user"];

@@ -17,7 +17,7 @@ pub(super) struct Personalities;
 const NAME: usize = 80;
 
 /// The system prompt of an assistant.
-pub(super) fn system_prompt(assistant: &Value) -> &str {
+pub(crate) fn system_prompt(assistant: &Value) -> &str {
     let messages = assistant.pointer("/model/messages").and_then(Value::as_array);
     let system = messages
         .into_iter()
@@ -27,7 +27,7 @@ pub(super) fn system_prompt(assistant: &Value) -> &str {
 }
 
 /// An assistant with this system prompt, in the place of the one that it has.
-pub(super) fn with_system_prompt(assistant: &mut Object, prompt: &str) {
+pub(crate) fn with_system_prompt(assistant: &mut Object, prompt: &str) {
     let mut model = match assistant.remove("model") {
         Some(Value::Object(model)) => model,
         // It names no model, so that it speaks through the one that the operator configured.

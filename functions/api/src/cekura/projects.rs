@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{
     answer::{Answer, Fields, Paging, Refusal},
     objects::{Asked, Numbers, number, own, text, uuids},
+    webhooks,
 };
 use crate::http::Response;
 
@@ -76,11 +77,17 @@ async fn shown(asked: Asked<'_>, project: &Definition) -> Result<Value, Refusal>
         _ => json!({}),
     };
     let mut shown = Object::new();
-    shown.extend(own(&project.body));
+    let own = own(&project.body);
+    shown.extend(webhooks::shown(&own));
+    shown.extend(own);
     for (name, value) in [
         ("id", json!(numbers.of(Kind::Project, asked.org))),
         ("name", json!(text(&project.body, "name"))),
         ("rubric_config", rubric),
+        (
+            "webhook_secret_configured",
+            json!(project.body.get("webhookSecret") == Some(&json!(true))),
+        ),
         (
             "created_at",
             project.body.get("createdAt").cloned().unwrap_or_default(),
@@ -122,12 +129,16 @@ pub(super) async fn update(asked: Asked<'_>, id: &str) -> Answer {
     let read = stored(asked).await?;
     let mut fields = Fields::of(asked.request)?;
     let name = fields.text("name", 1..=255);
-    fields.refuse_webhooks();
+    webhooks::check(&mut fields);
+    let secret = webhooks::secret(&mut fields);
     let rubric = match fields.object("rubric_config") {
         Some(rubric) => Some(as_rubric(asked, &mut fields, rubric).await?),
         None => None,
     };
     let changes = fields.checked()?;
+    if let Some(secret) = &secret {
+        webhooks::keep_secret(asked, secret.clone()).await?;
+    }
     let now = iso(asked.ctx.clock.now_ms());
     let mut body = read.body.as_object().cloned().unwrap_or_default();
     let mut kept = own(&read.body);
@@ -139,6 +150,9 @@ pub(super) async fn update(asked: Asked<'_>, id: &str) -> Answer {
             Value::Null => kept.remove(&name),
             value => kept.insert(name, value),
         };
+    }
+    if let Some(secret) = secret {
+        body.insert("webhookSecret".to_owned(), json!(secret.is_some()));
     }
     if let Some(name) = name {
         body.insert("name".to_owned(), json!(name));

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     answer::{Answer, Fields, Paging, Refusal, nothing},
     objects::{self, Asked, Numbers, number},
+    webhooks,
     whole::{InPlace, Judging, Label, READS, Whole, agent_of, heads_since, places_of, split_run},
 };
 use crate::{http::Response, idempotency, reruns, runs};
@@ -198,7 +199,7 @@ pub(super) async fn rerun(asked: Asked<'_>, id: &str) -> Answer {
         items: Some(RerunItems::All),
         ..RerunSimulationRun::default()
     };
-    let new = reruns::rerun_of(
+    let mut new = reruns::rerun_of(
         asked.ctx,
         asked.org,
         &head,
@@ -208,6 +209,7 @@ pub(super) async fn rerun(asked: Asked<'_>, id: &str) -> Answer {
         now,
     )
     .await?;
+    webhooks::listen(asked, &mut new, webhooks::Starter::Request).await?;
     let (new, _) = runs::begin(asked.ctx, of_request(asked, new)?, now).await?;
     Ok(Response::ok(whole_result(asked, new, Some(&[])).await?)?)
 }

@@ -427,6 +427,18 @@ impl Whole {
         numbers.load_all(asked, named).await
     }
 
+    /// What an item's personality was called.
+    pub(super) fn personality_name(&self, item: &Item) -> &str {
+        self.names_of(item)
+            .map(|names| names.personality.as_str())
+            .unwrap_or_default()
+    }
+
+    /// The verdict on an item, where it was read.
+    pub(super) fn verdict(&self, item: &Item) -> Option<&Verdict> {
+        self.verdicts.get(&item.index)
+    }
+
     /// What a scenario and a personality of it were called.
     fn names_of(&self, item: &Item) -> Option<&Names> {
         let reference = self.manifest.refs.get(item.simulation as usize)?;
@@ -457,11 +469,23 @@ impl Whole {
             "evaluation": { "metrics": all_metrics(asked.version, numbers, verdict, &scores) },
             "timestamp": iso(self.head.created_at),
             "executed_at": item.started_at().map(iso),
-            "error_message": error_message(item),
+            "error_message": self.error_message(item),
             "status": status_of(item),
             "duration": minutes(duration_ms(item)),
             "metadata": self.metadata(item, verdict),
         })
+    }
+
+    /// Why a run broke off, or never began; nothing where it has a verdict.
+    pub(super) fn error_message(&self, item: &Item) -> String {
+        let failure = item.failure.as_ref().filter(|_| !is_judged(item));
+        let withheld = self
+            .head
+            .withheld
+            .as_ref()
+            .filter(|_| item.state == State::Canceled);
+        let why = failure.map(|failure| &failure.reason).or(withheld);
+        why.cloned().unwrap_or_default()
     }
 
     /// The numbers of the agent's and the tester's side, as far as they are known.
@@ -549,7 +573,7 @@ impl Whole {
         runs.collect()
     }
 
-    fn left_out(&self) -> Option<u32> {
+    pub(super) fn left_out(&self) -> Option<u32> {
         Some(self.head.total.saturating_sub(SHOWN)).filter(|&left| left > 0)
     }
 
@@ -823,12 +847,6 @@ pub(super) fn named_in(verdict: &Verdict) -> Vec<(Kind, Uuid)> {
 /// Whether a run is a success, once that is decided.
 pub(super) fn success_of(item: &Item) -> Option<bool> {
     item.state.is_terminal().then_some(item.state == State::Passed)
-}
-
-/// Why a run broke off; nothing where it has a verdict.
-pub(super) fn error_message(item: &Item) -> String {
-    let failure = item.failure.as_ref().filter(|_| !is_judged(item));
-    failure.map(|failure| failure.reason.clone()).unwrap_or_default()
 }
 
 pub(super) fn duration_ms(item: &Item) -> Option<i64> {
