@@ -20,13 +20,14 @@ use ringback_shared::{
     config::Config,
     context::{Context, Parts},
     ids,
-    lifecycle::{Ended, Fact, Facts, Failure, Item, Refused, Source, State, Tally},
+    lifecycle::{Ended, Fact, Facts, Failure, HookEvent, Item, Refused, Source, State, Tally},
+    listeners::{Listener, Shape, Wanted},
     progress,
     queue::Message,
     secrets::{LocalSecrets, Secrets},
     store::{
-        Created, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, Receivers, RunKey, RunKind,
-        SimulationRef, Snapshot, TransitionError, schema,
+        Created, HookKey, ItemKey, Kind, ListQuery, Manifest, NewRun, PARTITION, Receivers, RunHead, RunKey,
+        RunKind, RunOwed, RunState, SimulationRef, Snapshot, TransitionError, schema,
     },
 };
 use serde_json::json;
@@ -553,6 +554,65 @@ async fn fresh(ctx: &Context, item: &Item) -> Item {
         ..item.clone()
     };
     ctx.store.transition(stored, |_| Ok(blank.clone())).await.unwrap()
+}
+
+/// A run that waits until somebody was told of it.
+fn held_run() -> NewRun {
+    let mut run = new_run(2, 3);
+    run.cap = Some(2);
+    run.manifest.notify.listeners.push(Listener {
+        shape: Shape::Cekura,
+        id: None,
+        url: "https://example.com".to_owned(),
+        wants: vec![Wanted::Before],
+    });
+    run
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_run_begins_when_it_is_released_and_never_hangs() {
+    let (emulator, ctx) = stack().await;
+    let deadline = || Deadline::after(Duration::from_secs(60));
+    let now = ctx.clock.now_ms();
+    let run = NewRun {
+        id: ids::new_id(now),
+        ..held_run()
+    };
+    let Created::New(head) = ctx.store.create_run(&run, now).await.unwrap() else {
+        panic!("a run like this was there before");
+    };
+    let as_held = |head: &RunHead| (head.is_held(), head.owed, head.expanded);
+    assert_eq!(as_held(&head), (true, RunOwed::Release, 0));
+    assert_eq!(ctx.store.waiting_runs(ORG).await.unwrap().len(), 0);
+    let told = ctx.store.hook(&HookKey::of_run(run.id, HookEvent::RunHeld)).await;
+    assert!(told.unwrap().unwrap().is_waiting());
+    // Whoever looks after it leaves it as it is.
+    let head = progress::advance(&ctx, *head, deadline()).await.unwrap();
+    assert_eq!(as_held(&head), (true, RunOwed::Release, 0));
+    let released = ctx.store.release_run(head.clone(), now).await.unwrap();
+    assert_eq!(as_held(&released), (false, RunOwed::Expand, 0));
+    assert_eq!(ctx.store.waiting_runs(ORG).await.unwrap().len(), 1);
+    // Who comes late, with what was read before, changes nothing.
+    assert_eq!(ctx.store.release_run(head.clone(), now).await.unwrap(), released);
+    let withhold = |head: &mut RunHead| head.withhold("late", now);
+    assert_eq!(ctx.store.change_run(head, now, withhold).await.unwrap(), released);
+    let begun = progress::advance(&ctx, released, deadline()).await.unwrap();
+    assert_eq!((begun.expanded, begun.owed), (6, RunOwed::Recount));
+
+    // One that was made long ago, of which nobody came to an end of telling.
+    let Created::New(old) = ctx.store.create_run(&held_run(), NOW).await.unwrap() else {
+        panic!("a run like this was there before");
+    };
+    let over = progress::advance(&ctx, (*old).clone(), deadline()).await.unwrap();
+    assert!(over.canceled_at.is_some() && over.withheld.is_some(), "{over:?}");
+    progress::recount_all(&ctx, &over, deadline()).await.unwrap();
+    let over = ctx.store.run(old.key()).await.unwrap().unwrap();
+    assert_eq!(
+        (over.state, over.counts.as_ref().map(|counts| counts.canceled)),
+        (RunState::Ended, Some(6))
+    );
+    assert_eq!(ctx.store.release_run(*old, now).await.unwrap(), over);
+    emulator.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
