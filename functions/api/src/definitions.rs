@@ -59,7 +59,8 @@ pub(crate) fn checked<T: DeserializeOwned + Validate + Serialize>(body: Value) -
     }
 }
 
-fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
+/// A new definition of a kind as it is stored, if nothing is wrong with it.
+pub(crate) fn check_new(kind: Kind, body: Value) -> Result<Object, ApiError> {
     match kind {
         Kind::Personality => checked::<CreatePersonality>(body),
         Kind::Scenario => checked::<CreateScenario>(body),

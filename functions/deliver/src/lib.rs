@@ -111,7 +111,8 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, BoxError> {
     let mut secrets = None;
     let mut letters = BTreeMap::new();
     if attended.iter().any(|(.., go)| *go) {
-        let stored = self::secrets(ctx, &hook).await?;
+        let own = listeners.iter().filter_map(|listener| listener.id).collect();
+        let stored = self::secrets(ctx, &hook, own).await?;
         for (action, ..) in attended.iter().filter(|(.., go)| *go) {
             if let Some(listener) = listeners::of_action(&listeners, action) {
                 let letter = Box::pin(ringback_api::listening::letter(ctx, &hook, listener, &stored));
@@ -396,14 +397,17 @@ fn title_of(head: &RunHead, manifest: &Manifest) -> String {
     names.join(", ")
 }
 
-/// What the organization's hooks are signed with.
-async fn secrets(ctx: &Context, hook: &Hook) -> Result<OrgHooks, StoreError> {
+/// What the organization's hooks are signed with, and those who listen and have `own` secrets.
+async fn secrets(ctx: &Context, hook: &Hook, own: Vec<Uuid>) -> Result<OrgHooks, StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Throttled(error.to_string());
-    let stored = ctx
-        .secrets
-        .org_hooks(hook.org)
-        .await
-        .map_err(|error| unavailable(&error))?;
+    let known = ctx.secrets.org_hooks(hook.org).await;
+    let mut stored = known.map_err(|error| unavailable(&error))?;
+    let knows = |stored: &OrgHooks| own.iter().all(|id| stored.listeners.contains_key(id));
+    if !stored.as_ref().is_some_and(knows) {
+        // One that was made a moment ago is not among those that are remembered.
+        let anew = ctx.secrets.org_hooks_anew(hook.org).await;
+        stored = anew.map_err(|error| unavailable(&error))?;
+    }
     let none = || {
         unavailable(&"the organization has no secret to sign its hooks with; make one with POST /hook/secret")
     };
@@ -571,10 +575,10 @@ impl Post<'_> {
         let secrets = secrets.map(|all| all.secrets_of(letter.and_then(|letter| letter.signed_as)));
         let secrets = match secrets.transpose() {
             Ok(Some(secrets)) if !secrets.is_empty() => secrets,
+            // It may be a moment before a new one is seen everywhere; one that was deleted does not come back.
             _ => {
-                return Err(Failed::Never(
-                    "there is no secret any more to sign it with".to_owned(),
-                ));
+                let why = "there is no secret to sign it with; was the webhook deleted?".to_owned();
+                return Err(Failed::Missed(Missed::NoAnswer, why));
             }
         };
         let signatures: Vec<String> = secrets

@@ -1,5 +1,6 @@
 //! Webhooks in Cekura's words: `result.pre_trigger` before a run begins, and `result.completed` when it is over.
 
+use futures_util::future::try_join_all;
 use ringback_shared::{
     context::Context,
     lifecycle::{Hook, HookEvent, Item, Subject},
@@ -17,7 +18,7 @@ use super::{
     conversations::{self, Part},
     objects::{Asked, Numbers, own},
     projects,
-    whole::{Label, Whole, all_metrics, run_number},
+    whole::{Label, READS, Whole, all_metrics, run_number},
 };
 use crate::{
     hook_secrets,
@@ -270,30 +271,34 @@ async fn completed(asked: Asked<'_>, whole: &Whole, numbers: &Numbers) -> Result
     let mut data = whole.common(asked, numbers);
     let mut runs = Object::new();
     let (mut weight, mut without) = (0, 0_u32);
-    for item in &whole.items {
-        let run = conversations::shown(asked, whole, numbers, item, Part::Whole).await?;
-        let get = |name: &str| run.get(name).cloned().unwrap_or_default();
-        let mut transcript = get("transcript_object");
-        weight += transcript.to_string().len();
-        if weight > TRANSCRIPTS {
-            transcript = json!([]);
-            without += 1;
+    for some in whole.items.chunks(READS) {
+        let read = some
+            .iter()
+            .map(|item| conversations::shown(asked, whole, numbers, item, Part::Whole));
+        for (item, run) in some.iter().zip(try_join_all(read).await?) {
+            let get = |name: &str| run.get(name).cloned().unwrap_or_default();
+            let mut transcript = get("transcript_object");
+            weight += transcript.to_string().len();
+            if weight > TRANSCRIPTS {
+                transcript = json!([]);
+                without += 1;
+            }
+            let id = get("id");
+            let key = id.to_string();
+            let entry = json!({
+                "id": id,
+                "scenario": {
+                    "id": get("scenario"), "name": get("scenario_name"), "personality_name": get("personality_name"),
+                    "expected_outcome_prompt": get("expected_outcome_prompt"),
+                },
+                "expected_outcome": get("expected_outcome"), "success": get("success"), "status": get("status"),
+                "evaluation": { "metrics": metrics(whole, numbers, item) },
+                "transcript_object": transcript, "voice_recording": get("voice_recording"),
+                "timestamp": get("timestamp"), "executed_at": get("executed_at"), "duration": get("duration"),
+                "error_message": get("error_message"), "metadata": get("metadata"),
+            });
+            runs.insert(key, entry);
         }
-        let id = get("id");
-        let key = id.to_string();
-        let entry = json!({
-            "id": id,
-            "scenario": {
-                "id": get("scenario"), "name": get("scenario_name"), "personality_name": get("personality_name"),
-                "expected_outcome_prompt": get("expected_outcome_prompt"),
-            },
-            "expected_outcome": get("expected_outcome"), "success": get("success"), "status": get("status"),
-            "evaluation": { "metrics": metrics(whole, numbers, item) },
-            "transcript_object": transcript, "voice_recording": get("voice_recording"),
-            "timestamp": get("timestamp"), "executed_at": get("executed_at"), "duration": get("duration"),
-            "error_message": get("error_message"), "metadata": get("metadata"),
-        });
-        runs.insert(key, entry);
     }
     data.insert("runs".to_owned(), Value::Object(runs));
     if let Some(left) = whole.left_out() {

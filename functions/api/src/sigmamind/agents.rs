@@ -1,13 +1,13 @@
 //! Agents: who is tested. An agent is an assistant.
 
-use ringback_shared::{models::Object, store::Kind};
+use ringback_shared::{ids, models::Object, store::Kind};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
     Asked,
     answer::{Answer, Fields, Paging, Prefix},
-    objects::{self, text},
+    objects,
 };
 use crate::{
     cekura::{agent_name, system_prompt, with_system_prompt},
@@ -96,12 +96,10 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
 }
 
 pub(super) async fn create(asked: Asked<'_>) -> Answer {
-    let agent = Value::Object(written(asked, None)?);
-    // Checked as every assistant is.
-    let made = crate::definitions::create(asked.ctx, asked.org, Kind::Assistant, agent).await?;
-    let body: Value = serde_json::from_str(made.body()).map_err(|error| ApiError::internal(&error))?;
-    let id = Prefix::Agent.found(text(&body, "id"))?;
-    Response::created(whole(asked, id, &body))
+    let agent = written(asked, None)?;
+    let id = ids::new_id(asked.ctx.clock.now_ms());
+    let made = objects::keep(asked, Kind::Assistant, id, agent).await?;
+    Response::created(whole(asked, id, &made.body))
 }
 
 pub(super) async fn read(asked: Asked<'_>, id: &str) -> Answer {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use ringback_shared::{
     clock::iso,
     lifecycle::Tally,
@@ -37,8 +38,9 @@ use crate::{
 
 /// The most test cases of a batch run that are shown with it.
 const SHOWN: usize = 100;
-/// The most runs that one read of a list gives.
+/// The most runs that one read of a list gives, and how many are looked at at once.
 const PIECE: usize = 500;
+const READS: usize = 16;
 /// Who simulates where a test case does not say.
 const USER: &str = "You are a user of the agent that you talk to. Be polite and brief, say one thing at a time, answer what you are \
                     asked, and make up nothing that you were not told.";
@@ -141,7 +143,7 @@ pub(super) async fn shown(
 }
 
 /// The runs that test an agent, newest first. Those that judge another run's conversations in its place are none.
-async fn of_agent(asked: Asked<'_>, agent: Uuid) -> Result<Vec<(RunHead, Manifest)>, ApiError> {
+async fn of_agent(asked: Asked<'_>, agent: Uuid) -> Result<Vec<RunHead>, ApiError> {
     let store = &asked.ctx.store;
     let mut query = ListQuery {
         ids: Uuid::nil()..=Uuid::max(),
@@ -153,17 +155,26 @@ async fn of_agent(asked: Asked<'_>, agent: Uuid) -> Result<Vec<(RunHead, Manifes
     loop {
         let listed = store.list_runs(asked.org, RunKind::Simulation, &query).await?;
         query.after = listed.entries.last().map(|head| head.id);
-        for head in listed.entries {
-            // What is put together in place has no agent of its own.
-            if head.deleted_at.is_some() || head.target_type != "assistant" {
-                continue;
-            }
-            let manifest = store.manifest(head.id).await?;
-            let judges = manifest.label.contains_key(JUDGES_IN_PLACE);
-            if !judges && agent_of(&head, &manifest) == Some(agent) {
-                all.push((head, manifest));
-            }
-        }
+        // What names an agent that is stored here names no other.
+        let may_be = |head: &RunHead| {
+            let other = head.target_id.is_some_and(|target| target != agent);
+            head.deleted_at.is_none() && head.target_type == "assistant" && !other
+        };
+        let heads = listed.entries.into_iter().filter(may_be);
+        let found: Vec<Option<RunHead>> = stream::iter(heads)
+            .map(async |head| {
+                if head.target_id == Some(agent) && !head.only_judges() {
+                    return Ok(Some(head));
+                }
+                let manifest = store.manifest(head.id).await?;
+                let judges = manifest.label.contains_key(JUDGES_IN_PLACE);
+                let is_of = !judges && agent_of(&head, &manifest) == Some(agent);
+                Ok::<_, ApiError>(is_of.then_some(head))
+            })
+            .buffered(READS)
+            .try_collect()
+            .await?;
+        all.extend(found.into_iter().flatten());
         if !listed.more || query.after.is_none() {
             return Ok(all);
         }
@@ -176,8 +187,9 @@ pub(super) async fn list(asked: Asked<'_>) -> Answer {
     let all = of_agent(asked, agent).await?;
     let agent = agents::shown(asked, Some(agent)).await?;
     let mut entries = Vec::new();
-    for (head, manifest) in all.get(paging.places(all.len())).unwrap_or_default() {
-        entries.push(shown(asked, head, manifest, &agent).await?);
+    for head in all.get(paging.places(all.len())).unwrap_or_default() {
+        let manifest = asked.ctx.store.manifest(head.id).await?;
+        entries.push(shown(asked, head, &manifest, &agent).await?);
     }
     paging.answer(all.len(), entries)
 }

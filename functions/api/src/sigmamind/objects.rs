@@ -53,6 +53,11 @@ pub(super) async fn keep(
     id: Uuid,
     fields: Object,
 ) -> Result<Definition, ApiError> {
+    let fields = match kind {
+        Kind::Webhook => fields,
+        // As every shape wants it.
+        _ => definitions::check_new(kind, Value::Object(fields))?,
+    };
     let body = definitions::whole(asked.org, id, fields, asked.ctx.clock.now_ms());
     let store = &asked.ctx.store;
     store
@@ -69,6 +74,10 @@ pub(super) async fn change(
     changes: &Object,
 ) -> Result<Definition, ApiError> {
     let mut body = definitions::changed(&read.body, changes);
+    if kind != Kind::Webhook {
+        // As every shape wants it.
+        definitions::check_new(kind, definitions::without_own(json!(body)))?;
+    }
     body.insert("updatedAt".to_owned(), json!(iso(asked.ctx.clock.now_ms())));
     let body = Value::Object(body);
     let store = &asked.ctx.store;
