@@ -1174,7 +1174,7 @@ async fn a_result_that_nobody_could_be_told_of_before_is_cancelled_with_the_reas
 
     // One that waits can be stopped, and its webhook's answer changes nothing any more. A run of it cannot be stopped alone.
     receiver.answer("/agent", &[NEVER]);
-    let launched = launch(&api, body).await;
+    let launched = launch(&api, body.clone()).await;
     told(&receiver, "/agent", "result.pre_trigger", 5).await;
     let waiting = api.get(&format!("{V1}/results/{}/", id(&launched))).await;
     let metadata = &runs(&waiting)[0]["metadata"];
@@ -1206,6 +1206,24 @@ async fn a_result_that_nobody_could_be_told_of_before_is_cancelled_with_the_reas
     let result = completed(&api, id(&launched)).await;
     assert_eq!(result["status"], "cancelled");
     assert_eq!(stand_in.count(), 0);
+
+    // Of one that was stopped between two attempts nothing is told any more.
+    receiver.answer("/agent", &[503]);
+    let launched = launch(&api, body).await;
+    told(&receiver, "/agent", "result.pre_trigger", 6).await;
+    let path = format!("{V1}/results/{}/", id(&launched));
+    let waiting = api.get(&path).await;
+    let run = text(&runs(&waiting)[0]["metadata"]["ringback_run_id"]);
+    api.expect(Method::POST, &format!("{path}end_calls/"), Some(&json!({})), 200)
+        .await;
+    let notice = until("it to be settled", LONG, async || {
+        let run = api.get(&format!("{RUNS}/{run}")).await;
+        let notice = list(&run["notices"]).first()?.clone();
+        (notice["status"] != "pending").then_some(notice)
+    })
+    .await;
+    assert_eq!(notice["status"], "skipped", "{notice}");
+    assert!(notice["attempts"].as_u64().unwrap() < 4, "{notice}");
     local.shutdown().await;
 }
 

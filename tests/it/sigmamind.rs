@@ -268,6 +268,16 @@ async fn a_batch_of_three_cases_and_five_attempts_is_the_same_in_every_shape() {
         .await;
     assert_eq!(launched["status"], "pending");
     let page = api.get(&format!("{BATCHES}?agentId={agent}")).await;
+    let batches = |page: &Value| -> Vec<Value> {
+        let all = list(&page["data"]).iter();
+        all.map(|batch| batch["batchId"].clone()).collect()
+    };
+    let unscoped = api.get(BATCHES).await;
+    assert_eq!(batches(&unscoped), batches(&page), "there is no other agent");
+    assert_eq!(
+        page["data"][0]["testCases"][0]["attempt"], 3,
+        "as often as it was played"
+    );
     assert_eq!(
         (
             &page["totalCount"],
@@ -466,7 +476,10 @@ async fn test_cases_and_agents_are_changed_and_runs_are_stopped_and_tried_again(
         .map(|case| &case["attempt"])
         .collect();
     assert_eq!(attempts, [&json!(3), &json!(1)]);
-    let job = &jobs(&api, &agent, &made).await[0];
+    let all = jobs(&api, &agent, &made).await;
+    let numbers: Vec<&Value> = all.iter().map(|job| &job["attemptNumber"]).collect();
+    assert_eq!(numbers, [&json!(1), &json!(2), &json!(3), &json!(1)]);
+    let job = &all[0];
     assert_eq!(job["agent"]["name"], "Clerk");
     assert!(text(&job["remarks"]).contains("It came so."), "{job}");
 

@@ -118,6 +118,12 @@ pub(crate) async fn rerun_of(
     let way = Way::to(ctx, org, &target, Some(&transport)).await?;
     let mut material = Material::read(ctx, origin, manifest, &picked, OriginKind::Rerun).await?;
     material.manifest.label = label.unwrap_or(material.manifest.label);
+    if !same {
+        // These are the other target's.
+        for name in ["agentId", "agentName", "agentInbound", "agentNumber"] {
+            material.manifest.label.remove(name);
+        }
+    }
     way.check(&material.snapshots)?;
     Ok(NewRun {
         id: ids::new_id(now),

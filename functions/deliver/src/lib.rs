@@ -95,6 +95,8 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, BoxError> {
         return Ok(Outcome::Drop("nothing to deliver now"));
     };
     let held = matter.held(&hook);
+    // Of a run that was canceled, or has begun, nothing is told any more that is told before it begins.
+    let too_late = held.as_ref().is_some_and(|head| !head.is_held());
     let listeners = matter.listeners();
     let Some(content) = Box::pin(matter.content(ctx, &hook)).await? else {
         return Ok(Outcome::Quarantine("a hook without what it tells of".to_owned()));
@@ -102,7 +104,11 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, BoxError> {
     let mut left = CONCURRENCY;
     let mut attended = Vec::with_capacity(actions.len());
     for action in actions {
-        let before = hook.delivery(action.hook, action.action);
+        let mut before = hook.delivery(action.hook, action.action);
+        if too_late && before.state == DeliveryState::Pending {
+            before.state = DeliveryState::Skipped;
+            before.error = Some("the run waits no longer".to_owned());
+        }
         let due = before.state == DeliveryState::Pending && before.next_attempt_at.is_none_or(|at| at <= now);
         let go = due && left > 0;
         left -= usize::from(go);
@@ -111,8 +117,7 @@ async fn deliver(ctx: &Context, hook: Hook) -> Result<Outcome, BoxError> {
     let mut secrets = None;
     let mut letters = BTreeMap::new();
     if attended.iter().any(|(.., go)| *go) {
-        let own = listeners.iter().filter_map(|listener| listener.id).collect();
-        let stored = self::secrets(ctx, &hook, own).await?;
+        let stored = self::secrets(ctx, &hook, !listeners.is_empty()).await?;
         for (action, ..) in attended.iter().filter(|(.., go)| *go) {
             if let Some(listener) = listeners::of_action(&listeners, action) {
                 let letter = Box::pin(ringback_api::listening::letter(ctx, &hook, listener, &stored));
@@ -397,17 +402,14 @@ fn title_of(head: &RunHead, manifest: &Manifest) -> String {
     names.join(", ")
 }
 
-/// What the organization's hooks are signed with, and those who listen and have `own` secrets.
-async fn secrets(ctx: &Context, hook: &Hook, own: Vec<Uuid>) -> Result<OrgHooks, StoreError> {
+/// What the organization's hooks are signed with. Those who listen choose and delete secrets of their own, which count at once.
+async fn secrets(ctx: &Context, hook: &Hook, listened: bool) -> Result<OrgHooks, StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Throttled(error.to_string());
-    let known = ctx.secrets.org_hooks(hook.org).await;
-    let mut stored = known.map_err(|error| unavailable(&error))?;
-    let knows = |stored: &OrgHooks| own.iter().all(|id| stored.listeners.contains_key(id));
-    if !stored.as_ref().is_some_and(knows) {
-        // One that was made a moment ago is not among those that are remembered.
-        let anew = ctx.secrets.org_hooks_anew(hook.org).await;
-        stored = anew.map_err(|error| unavailable(&error))?;
-    }
+    let stored = match listened {
+        true => ctx.secrets.org_hooks_anew(hook.org).await,
+        false => ctx.secrets.org_hooks(hook.org).await,
+    };
+    let stored = stored.map_err(|error| unavailable(&error))?;
     let none = || {
         unavailable(&"the organization has no secret to sign its hooks with; make one with POST /hook/secret")
     };

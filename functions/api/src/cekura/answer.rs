@@ -149,6 +149,11 @@ impl Fields {
         self.fields.get(name).filter(|value| !value.is_null())
     }
 
+    /// Puts a field in the place of what came.
+    pub(super) fn put(&mut self, name: &str, value: Value) {
+        self.fields.insert(name.to_owned(), value);
+    }
+
     /// The names of those fields that are there and fit.
     pub(super) fn names(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let there = self.fields.iter().filter(|(_, value)| !value.is_null());

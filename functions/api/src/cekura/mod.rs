@@ -37,6 +37,7 @@ use self::{
     scenarios::Scenarios,
 };
 use crate::{
+    bounded,
     http::{ApiError, Request},
     listening::Letter,
 };
@@ -477,6 +478,10 @@ pub(crate) async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> Api
         }
         Err(error) => Err(error.into()),
     };
+    let answer = answer.and_then(|answer| match bounded::refused(answer.body()) {
+        Some(error) => Err(error.into()),
+        None => Ok(answer),
+    });
     answer.unwrap_or_else(Refusal::response).encode()
 }
 

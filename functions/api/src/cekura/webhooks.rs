@@ -66,7 +66,10 @@ pub(super) fn check(fields: &mut Fields) {
         );
     }
     for (name, _) in SWITCHES {
-        fields.flag(name);
+        // Kept as what it is, however it was written.
+        if let Some(flag) = fields.flag(name) {
+            fields.put(name, json!(flag));
+        }
     }
     for name in UNTOLD {
         if fields.flag(name) == Some(true) {

@@ -16,6 +16,7 @@ use crate::{
 
 /// The longest name, status, and the longest texts, in characters.
 const NAME: usize = 40;
+const LONG_NAME: usize = 255;
 const STATUS: usize = 40;
 const TEXT: usize = 100_000;
 /// Where an agent stands unless somebody says so.
@@ -53,7 +54,12 @@ fn whole(asked: Asked<'_>, id: Uuid, body: &Value) -> Value {
 /// An agent as a client writes it, over the one that is `stored`.
 fn written(asked: Asked<'_>, stored: Option<&Value>) -> Result<Object, ApiError> {
     let mut body = Fields::of(asked.request)?;
-    let name = body.required("name", NAME);
+    let name = body.required("name", LONG_NAME);
+    // Another shape may have given it a longer one, which stays.
+    let renamed = stored.is_none_or(|stored| agent_name(stored) != name);
+    if renamed && name.chars().count() > NAME {
+        body.wrong("name", &format!("size must be between 1 and {NAME}"));
+    }
     let status = body.text("status", STATUS);
     let prompt = body.text("systemPrompt", TEXT);
     let first = body.text("firstMessage", TEXT);
@@ -67,7 +73,13 @@ fn written(asked: Asked<'_>, stored: Option<&Value>) -> Result<Object, ApiError>
     };
     body.check()?;
     let mut agent = stored.and_then(Value::as_object).cloned().unwrap_or_default();
-    agent.insert("name".to_owned(), json!(name));
+    if renamed {
+        agent.insert("name".to_owned(), json!(name));
+        // What another shape calls it would stand before this.
+        if let Some(Value::Object(other)) = agent.get_mut("cekura") {
+            other.remove("agent_name");
+        }
+    }
     if let Some(model) = model {
         agent.insert("model".to_owned(), Value::Object(model));
     }
@@ -79,10 +91,6 @@ fn written(asked: Asked<'_>, stored: Option<&Value>) -> Result<Object, ApiError>
     }
     if let Some(status) = status {
         agent.insert("sigmamind".to_owned(), json!({ "status": status }));
-    }
-    // What another shape calls it would stand before this.
-    if let Some(Value::Object(other)) = agent.get_mut("cekura") {
-        other.remove("agent_name");
     }
     Ok(agent)
 }

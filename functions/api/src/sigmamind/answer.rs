@@ -139,7 +139,7 @@ impl Fields {
         self.fields.get(name).filter(|value| !value.is_null())
     }
 
-    /// A text of at most so many characters, which is not blank.
+    /// A text of at most so many characters; none where it is blank.
     pub(super) fn text(&mut self, name: &str, most: usize) -> Option<String> {
         let text = match self.get(name)? {
             Value::String(text) => text.clone(),
@@ -148,20 +148,21 @@ impl Fields {
                 return None;
             }
         };
-        if text.trim().is_empty() {
-            self.wrong(name, "must not be blank");
-        } else if text.chars().count() > most {
+        if text.chars().count() > most {
             self.wrong(name, &format!("size must be between 1 and {most}"));
         }
-        Some(text)
+        // As if it was not said: so is shown what there is nothing of.
+        Some(text).filter(|text| !text.trim().is_empty())
     }
 
     /// A text that must be there.
     pub(super) fn required(&mut self, name: &str, most: usize) -> String {
-        if self.get(name).is_none() {
+        let faults = self.faults.len();
+        let text = self.text(name, most);
+        if text.is_none() && self.faults.len() == faults {
             self.wrong(name, "must not be blank");
         }
-        self.text(name, most).unwrap_or_default()
+        text.unwrap_or_default()
     }
 
     pub(super) fn flag(&mut self, name: &str) -> Option<bool> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use ringback_shared::{
     clock::iso,
     lifecycle::Tally,
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::{
     Asked, agents,
-    answer::{Answer, Fields, Paging, Prefix, required},
+    answer::{Answer, Fields, Paging, Prefix, named, required},
     cases,
     objects::{self, text},
     webhooks,
@@ -88,14 +88,9 @@ fn made(asked: Asked<'_>, head: &RunHead, agent: &Value) -> Value {
     })
 }
 
-/// How often a test case is tried in a run: as often as it says itself, or else as the run plays it.
-pub(super) fn attempts(head: &RunHead, scenario: &Value, entries: u32) -> i64 {
-    let played = i64::from(head.iterations).saturating_mul(i64::from(entries));
-    match head.origin {
-        // Of another run only some may be tried again.
-        Some(_) => played,
-        None => cases::attempts(scenario).unwrap_or(played),
-    }
+/// How often a test case is tried in a run that has so many entries for it.
+pub(super) fn attempts(head: &RunHead, entries: usize) -> i64 {
+    i64::from(head.iterations).saturating_mul(i64::try_from(entries).unwrap_or(i64::MAX))
 }
 
 /// A batch run with its totals and its test cases.
@@ -108,7 +103,7 @@ pub(super) async fn shown(
     let ctx = asked.ctx;
     let tally: Tally = runs::tally(ctx, head).await?;
     // A scenario that is played in several entries is one test case.
-    let mut places: BTreeMap<(Option<Uuid>, u32), (u32, u32)> = BTreeMap::new();
+    let mut places: BTreeMap<(Option<Uuid>, u32), (u32, usize)> = BTreeMap::new();
     for (place, reference) in (0..).zip(&manifest.refs) {
         let key = (
             reference.scenario_id,
@@ -116,16 +111,18 @@ pub(super) async fn shown(
         );
         places.entry(key).or_insert((place, 0)).1 += 1;
     }
-    let mut order: Vec<(u32, u32)> = places.into_values().collect();
+    let mut order: Vec<(u32, usize)> = places.into_values().collect();
     order.sort_unstable();
     let count = order.len();
-    let mut shown = Vec::new();
-    for (place, entries) in order.into_iter().take(SHOWN) {
-        let briefing = ctx.briefing(head.id, place).await?;
-        let scenario = &briefing.snapshot.scenario;
-        let id = manifest.refs.get(place as usize).and_then(|one| one.scenario_id);
-        let attempt = attempts(head, scenario, entries);
-        shown.push(cases::shown(asked, id, scenario, agent, attempt));
+    order.truncate(SHOWN);
+    let mut shown = Vec::with_capacity(order.len());
+    for some in order.chunks(READS) {
+        let read = some.iter().map(|(place, _)| ctx.briefing(head.id, *place));
+        for ((place, entries), briefing) in some.iter().zip(try_join_all(read).await?) {
+            let id = manifest.refs.get(*place as usize).and_then(|one| one.scenario_id);
+            let scenario = &briefing.snapshot.scenario;
+            shown.push(cases::shown(asked, id, scenario, agent, attempts(head, *entries)));
+        }
     }
     let mut batch = made(asked, head, agent);
     let more = json!({
@@ -142,8 +139,8 @@ pub(super) async fn shown(
     Ok(batch)
 }
 
-/// The runs that test an agent, newest first. Those that judge another run's conversations in its place are none.
-async fn of_agent(asked: Asked<'_>, agent: Uuid) -> Result<Vec<RunHead>, ApiError> {
+/// The runs that test this agent, or any, newest first. Those that judge another run's conversations in its place are none.
+async fn of_agent(asked: Asked<'_>, agent: Option<Uuid>) -> Result<Vec<RunHead>, ApiError> {
     let store = &asked.ctx.store;
     let mut query = ListQuery {
         ids: Uuid::nil()..=Uuid::max(),
@@ -157,18 +154,21 @@ async fn of_agent(asked: Asked<'_>, agent: Uuid) -> Result<Vec<RunHead>, ApiErro
         query.after = listed.entries.last().map(|head| head.id);
         // What names an agent that is stored here names no other.
         let may_be = |head: &RunHead| {
-            let other = head.target_id.is_some_and(|target| target != agent);
+            let other = head
+                .target_id
+                .is_some_and(|target| agent.is_some_and(|agent| target != agent));
             head.deleted_at.is_none() && head.target_type == "assistant" && !other
         };
         let heads = listed.entries.into_iter().filter(may_be);
         let found: Vec<Option<RunHead>> = stream::iter(heads)
             .map(async |head| {
-                if head.target_id == Some(agent) && !head.only_judges() {
+                if head.target_id.is_some() && !head.only_judges() {
                     return Ok(Some(head));
                 }
                 let manifest = store.manifest(head.id).await?;
                 let judges = manifest.label.contains_key(JUDGES_IN_PLACE);
-                let is_of = !judges && agent_of(&head, &manifest) == Some(agent);
+                let of = agent_of(&head, &manifest).filter(|of| agent.is_none_or(|agent| agent == *of));
+                let is_of = !judges && of.is_some();
                 Ok::<_, ApiError>(is_of.then_some(head))
             })
             .buffered(READS)
@@ -182,14 +182,18 @@ async fn of_agent(asked: Asked<'_>, agent: Uuid) -> Result<Vec<RunHead>, ApiErro
 }
 
 pub(super) async fn list(asked: Asked<'_>) -> Answer {
-    let agent = required(asked, "agentId", Prefix::Agent)?;
+    let agent = named(asked, "agentId", Prefix::Agent)?;
     let paging = Paging::of(&asked.request.query)?;
     let all = of_agent(asked, agent).await?;
-    let agent = agents::shown(asked, Some(agent)).await?;
-    let mut entries = Vec::new();
-    for head in all.get(paging.places(all.len())).unwrap_or_default() {
-        let manifest = asked.ctx.store.manifest(head.id).await?;
-        entries.push(shown(asked, head, &manifest, &agent).await?);
+    let page = all.get(paging.places(all.len())).unwrap_or_default();
+    let mut entries = Vec::with_capacity(page.len());
+    for some in page.chunks(READS / 4) {
+        let read = some.iter().map(async |head| {
+            let manifest = asked.ctx.store.manifest(head.id).await?;
+            let agent = agents::shown(asked, agent_of(head, &manifest)).await?;
+            shown(asked, head, &manifest, &agent).await
+        });
+        entries.extend(try_join_all(read.collect::<Vec<_>>()).await?);
     }
     paging.answer(all.len(), entries)
 }

@@ -65,21 +65,33 @@ pub(super) fn shown(
     })
 }
 
-/// What a scenario is judged by, in words.
+/// What a scenario is judged by, in words: the outcome that is expected, and its evaluations.
 fn criteria(scenario: &Value) -> String {
-    let expected = text(scenario, "expectedOutcome");
-    let mut lines: Vec<String> = Vec::new();
-    if !expected.is_empty() {
-        lines.push(expected.to_owned());
-    }
+    let expected = text(scenario, "expectedOutcome").to_owned();
+    let lines = Some(expected).into_iter().chain(evaluations(scenario));
+    lines
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// A scenario's evaluations in words.
+fn evaluations(scenario: &Value) -> Vec<String> {
     let evaluations = scenario.get("evaluations").and_then(Value::as_array);
-    for one in evaluations.into_iter().flatten() {
+    let line = |one: &Value| {
         let name = one.pointer("/structuredOutput/name").and_then(Value::as_str);
         let name = name.unwrap_or_else(|| text(one, "structuredOutputId"));
         let value = one.get("value").map(Value::to_string).unwrap_or_default();
-        lines.push(format!("{name} {} {value}", text(one, "comparator")));
-    }
-    lines.join("\n")
+        format!("{name} {} {value}", text(one, "comparator"))
+    };
+    evaluations.into_iter().flatten().map(line).collect()
+}
+
+/// The outcome that is expected in what a client writes: what it repeats of the evaluations is judged by them already.
+fn expected(criteria: &str, stored: Option<&Value>) -> String {
+    let repeated = stored.map(evaluations).unwrap_or_default().join("\n");
+    let own = criteria.strip_suffix(repeated.as_str()).unwrap_or(criteria);
+    own.trim_end_matches('\n').to_owned()
 }
 
 /// The scenario that a client writes, over the one that is `stored`.
@@ -106,7 +118,9 @@ async fn written(asked: Asked<'_>, stored: Option<&Value>) -> Result<Object, Api
     let label = label.unwrap_or_else(|| prompt.chars().take(LABEL).collect());
     scenario.insert("name".to_owned(), json!(label));
     scenario.insert("instructions".to_owned(), json!(prompt));
-    scenario.insert("expectedOutcome".to_owned(), json!(criteria));
+    let expected = expected(&criteria, stored);
+    let expected = (!expected.is_empty()).then_some(expected);
+    scenario.insert("expectedOutcome".to_owned(), json!(expected));
     scenario.insert("agentId".to_owned(), json!(agent));
     scenario.insert(
         "sigmamind".to_owned(),
@@ -255,4 +269,29 @@ pub(super) async fn delete(asked: Asked<'_>, id: &str) -> Answer {
     let agent = named(asked, "agentId", Prefix::Agent)?;
     let case = found(asked, id, agent).await?;
     objects::delete(asked, Kind::Scenario, case.id).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_and_written_back_is_judged_by_the_same() {
+        let judged = json!([{"structuredOutput": {"name": "booked"}, "comparator": "=", "value": true}]);
+        for scenario in [
+            json!({"expectedOutcome": "It is booked.", "evaluations": judged}),
+            json!({"expectedOutcome": "It is booked.\nAnd more.", "evaluations": []}),
+            json!({"expectedOutcome": "It is booked."}),
+            json!({"evaluations": judged}),
+        ] {
+            let shown = criteria(&scenario);
+            assert_eq!(
+                expected(&shown, Some(&scenario)),
+                text(&scenario, "expectedOutcome"),
+                "{shown}"
+            );
+        }
+        assert_eq!(expected("New.", Some(&json!({"evaluations": judged}))), "New.");
+        assert_eq!(expected("New.\n", None), "New.");
+    }
 }

@@ -8,7 +8,7 @@ use ringback_shared::{
     lifecycle::{Item, State},
     measure::{self, Side},
     models::metric::{RuleResult, Scores},
-    store::{Manifest, RunHead, TransitionError},
+    store::{Manifest, RunHead, SimulationRef, TransitionError},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -58,16 +58,13 @@ pub(super) async fn shown(
     });
     let reference = manifest.refs.get(item.simulation as usize);
     let scenario_id = reference.and_then(|one| one.scenario_id);
-    let entries = match scenario_id {
-        Some(id) => manifest
-            .refs
-            .iter()
-            .filter(|one| one.scenario_id == Some(id))
-            .count(),
-        None => 1,
-    };
+    // A test case that is tried several times may be as many entries.
+    let same = |one: &&SimulationRef| scenario_id.is_some() && one.scenario_id == scenario_id;
+    let entries = manifest.refs.iter().filter(same).count().max(1);
+    let earlier = manifest.refs.iter().take(item.simulation as usize);
+    let number = batches::attempts(head, earlier.filter(same).count()) + i64::from(item.iteration);
     let scenario = &briefing.snapshot.scenario;
-    let attempt = batches::attempts(head, scenario, u32::try_from(entries).unwrap_or(u32::MAX));
+    let attempt = batches::attempts(head, entries);
     let conversation = match (held.started_at(), held.call.is_some()) {
         (None, _) => Value::Null,
         (Some(_), true) => json!(Prefix::Call.id(item.id())),
@@ -77,7 +74,7 @@ pub(super) async fn shown(
         "batchId": Prefix::Batch.id(head.id), "workspaceId": Prefix::Org.id(asked.org), "agent": agent,
         "testCase": cases::shown(asked, scenario_id, scenario, agent, attempt), "jobId": Prefix::Job.id(item.id()),
         "chatId": conversation, "createdDate": iso(item.started_at().unwrap_or(head.created_at)),
-        "conversation": spoken.collect::<Vec<_>>(), "status": status(item), "attemptNumber": item.iteration,
+        "conversation": spoken.collect::<Vec<_>>(), "status": status(item), "attemptNumber": number,
     });
     if item.state.is_terminal() {
         let result = ctx.store.item_result(item.id()).await?;

@@ -21,7 +21,10 @@ use uuid::Uuid;
 
 use self::answer::{Answer, fault};
 pub(crate) use self::webhooks::letter;
-use crate::http::{ApiError, Request};
+use crate::{
+    bounded,
+    http::{ApiError, Request},
+};
 
 /// The beginning of the paths that are of this shape.
 const ROOT: &str = "v1";
@@ -146,6 +149,10 @@ pub(crate) async fn handle(ctx: &Context, event: ApiGatewayV2httpRequest) -> Api
         }
         Err(error) => Err(error),
     };
+    let answer = answer.and_then(|answer| match bounded::refused(answer.body()) {
+        Some(error) => Err(error),
+        None => Ok(answer),
+    });
     let answer = answer.unwrap_or_else(|error| fault(error, &path, ctx.clock.now_ms()));
     answer.encode()
 }

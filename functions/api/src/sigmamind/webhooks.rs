@@ -182,9 +182,9 @@ pub(super) async fn update(asked: Asked<'_>, id: &str) -> Answer {
 
 pub(super) async fn delete(asked: Asked<'_>, id: &str) -> Answer {
     let webhook = found(asked, id).await?;
-    let deleted = objects::delete(asked, Kind::Webhook, webhook.id).await?;
+    // The secret first: what fails here can be asked for again.
     forget(asked, webhook.id).await?;
-    Ok(deleted)
+    objects::delete(asked, Kind::Webhook, webhook.id).await
 }
 
 /// Takes a webhook's secret away. From then on nothing is sent to it any more.
